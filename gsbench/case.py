@@ -1,0 +1,62 @@
+"""A case: one implementation x one pass x one point of the axes x dtype x mode."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from gskernels.table import Shape
+
+Mode = Literal["cold", "hot", "graph", "host"]
+MODES: tuple[str, ...] = ("cold", "hot", "graph", "host")
+PASSES: tuple[str, ...] = ("forward", "grad_input", "grad_weight", "backward")
+AXES: tuple[str, ...] = ("batch", "dim", "labels", "fan_in", "group_size")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What implementations share when they are compared: the axes, the index pattern and the dtype."""
+
+    shape: Shape
+    pattern: str
+    dtype: str
+
+    def __str__(self) -> str:
+        s = self.shape
+        return f"B={s.batch} D={s.dim} L={s.labels:,} K={s.fan_in} G={s.group_size} {self.pattern} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Case:
+    implementation: str
+    pass_: str
+    point: Point
+    mode: str
+    device: str  # "cpu" or "cuda"
+    world_size: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        shape = asdict(self.point.shape)
+        return {
+            "implementation": self.implementation, "pass": self.pass_, **shape, "pattern": self.point.pattern,
+            "dtype": self.point.dtype, "mode": self.mode, "device": self.device, "world_size": self.world_size,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Case:
+        shape = Shape(**{axis: int(data[axis]) for axis in AXES})
+        return cls(
+            data["implementation"], data["pass"], Point(shape, data["pattern"], data["dtype"]), data["mode"],
+            data["device"], data.get("world_size", 1),
+        )  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """Content key: stable over runs, machines and versions."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.implementation} {self.pass_} {self.point} {self.mode}"

@@ -1,0 +1,93 @@
+"""What one measured case leaves behind. Exporters only read this.
+
+Schema history (the version is in every manifest and every record line):
+  1  first version
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gsbench.case import Case
+
+SCHEMA = 1
+STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification", "skipped")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Summary of the raw samples of one case; times in milliseconds, nothing discarded.
+
+    method: how a sample was taken ("cuda_events", "cuda_graph", "perf_counter"); records of different methods
+    are never compared. The confidence interval is the distribution-free order-statistic interval of the median.
+    """
+
+    method: str
+    median_ms: float
+    ci_low_ms: float
+    ci_high_ms: float
+    p5_ms: float
+    p20_ms: float
+    p80_ms: float
+    p95_ms: float
+    min_ms: float
+    samples: int
+    bimodal: bool
+    capped: bool  # the time budget ended before the interval was narrow enough
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of records.jsonl. A timing without `verified` cannot be constructed (ValueError)."""
+
+    case: Case
+    status: str
+    reason: str = ""  # why not ok, in words
+    verified: bool = False
+    errors: dict[str, Any] = field(default_factory=dict)  # output -> {error, reference_error, bound}, the worst seed
+    timing: Timing | None = None
+    floor_ms: float | None = None
+    roof_share: float | None = None  # floor_ms / median_ms
+    useful_flops: int | None = None
+    min_bytes: int | None = None
+    layer_bytes: int | None = None  # weights and indices
+    peak_extra_bytes: int | None = None  # allocator's peak above the inputs during one call, outputs included
+    modelled_extra_bytes: int | None = None
+    nvml_used_bytes: int | None = None
+    energy_mj: float | None = None  # per call
+    validity: tuple[str, ...] = ()  # what keeps this record from being beyond dispute
+    config: dict[str, Any] = field(default_factory=dict)  # tuned tiles, registers, spills, shared memory
+    binary_hash: str = ""
+    block: str = ""  # cases with one block were timed interleaved
+    finished_utc: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {', '.join(STATUSES)}")
+        if self.timing is not None and not self.verified:
+            raise ValueError(f"a timing of unverified outputs: {self.case}")
+        if (self.status == "ok") != (self.timing is not None):
+            raise ValueError(f"status {self.status!r} with{'' if self.timing else 'out'} a timing: {self.case}")
+
+    @property
+    def key(self) -> str:
+        return self.case.key
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["case"] = self.case.to_dict()
+        data["key"] = self.key
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Record:
+        """Raises ValueError for a newer schema, KeyError / TypeError for a malformed line."""
+        if data.get("schema", 0) > SCHEMA:
+            raise ValueError(f"record schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
+        fields = {name: value for name, value in data.items() if name != "key"}
+        fields["case"] = Case.from_dict(data["case"])
+        fields["timing"] = None if data.get("timing") is None else Timing(**data["timing"])
+        fields["validity"] = tuple(data.get("validity", ()))
+        return cls(**fields)

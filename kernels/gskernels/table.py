@@ -1,0 +1,137 @@
+"""Every implementation, one line each. Imports nothing heavy: planning a sweep needs no torch.
+
+An implementation's module (imported on first use) defines, for ``layer: gskernels.layer.Layer``:
+
+    forward(x, layer) -> y                        x [B, D], y [B, L]
+    grad_input(grad_out, layer) -> dx             grad_out [B, L], dx [B, D]
+    grad_weight(grad_out, x, layer) -> dw         dw has the shape of layer.weight
+    backward(grad_out, x, layer) -> (dx, dw)      optional: both gradients from one read of grad_out
+
+All tensors are row-major contiguous and share one dtype; sums accumulate in fp32. `Implementation.options`
+are passed on as keywords.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
+ALL_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+FLOATS = ("fp32", "fp16", "bf16")
+Layout = Literal["dense", "bottleneck", "masked", "sparse"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One point of the sweep axes: B, D, L, K, G."""
+
+    batch: int
+    dim: int
+    labels: int
+    fan_in: int
+    group_size: int
+
+    @property
+    def bottleneck_rank(self) -> int:
+        """r of the FLOPs-matched bottleneck D -> r -> L: r (D + L) = K L, to the nearest multiple of 8."""
+        exact = self.fan_in * self.labels / (self.dim + self.labels)
+        return max(8, round(exact / 8) * 8)
+
+
+Limit = Callable[[Shape, str, str, str], str | None]
+
+
+def no_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute the layer. `name` is ``family/backend``."""
+
+    name: str
+    module: str
+    layout: Layout
+    summary: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = FLOATS
+    passes: tuple[str, ...] = ALL_PASSES
+    limit: Limit = no_limit
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def backend(self) -> str:
+        return self.name.split("/")[1]
+
+    def topology_group_size(self, group_size: int) -> int:
+        """Labels that share an index list here: per-label families have groups of one."""
+        return 1 if self.family == "fixed_fan_in" else group_size
+
+    def unsupported(self, shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
+        """Why this case cannot run, in words, or None if it can."""
+        if device not in self.devices:
+            return f"{self.name} runs on {' and '.join(self.devices)}, not on {device}"
+        if pass_ not in self.passes:
+            return f"{self.name} has no {pass_} pass (it has {', '.join(self.passes)})"
+        if dtype not in self.dtypes:
+            return f"{self.name} takes {', '.join(self.dtypes)}, not {dtype}"
+        return self.limit(shape, pass_, dtype, device)
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+
+def _csr_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
+    if device == "cpu" and dtype != "fp32":
+        return f"torch.sparse on the CPU multiplies in fp32 only, not {dtype}"
+    if pass_ in (GRAD_WEIGHT, BACKWARD) and dtype != "fp32":
+        return f"torch.sparse.sampled_addmm (cuSPARSE SDDMM) takes fp32 only, not {dtype}"
+    if shape.labels * shape.fan_in >= 2**31:
+        return "int32 CSR row pointers end at 2^31 weights"
+    return None
+
+
+def _embedding_bag_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
+    if shape.labels * shape.fan_in >= 2**31:
+        return "int32 bag offsets end at 2^31 weights"
+    return None
+
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
+    Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL"),
+    Implementation("masked_dense/torch", "gskernels.masked_dense", "masked",
+                   "simulated sparsity: full matrix times a mask, what most sparse-training code does"),
+    Implementation("fixed_fan_in/gather", "gskernels.fixed_fan_in.gather", "sparse", "plain torch: gather, multiply, sum"),
+    Implementation("fixed_fan_in/csr", "gskernels.fixed_fan_in.csr", "sparse", "torch.sparse CSR: cuSPARSE / MKL",
+                   limit=_csr_limit),
+    Implementation("fixed_fan_in/embedding_bag", "gskernels.fixed_fan_in.embedding_bag", "sparse",
+                   "weighted bags over the columns of X", limit=_embedding_bag_limit),
+    Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
+                   "scatter a chunk of labels to dense, then cuBLAS / MKL"),
+    Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
+                   devices=("cuda",)),
+    Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
+    Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
+                   "gather and tensor-core product, atomic grad_input", devices=("cuda",)),
+    Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
+                   "the same with a fixed summation order in grad_input", devices=("cuda",),
+                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
+)
+
+
+def find(name: str) -> Implementation:
+    """The implementation of that name. Raises KeyError that lists the known names."""
+    for implementation in IMPLEMENTATIONS:
+        if implementation.name == name:
+            return implementation
+    known = ", ".join(i.name for i in IMPLEMENTATIONS)
+    raise KeyError(f"unknown implementation {name!r}; known: {known}")
