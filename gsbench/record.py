@@ -12,7 +12,7 @@ from typing import Any
 from gsbench.case import Case
 
 SCHEMA = 1
-STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification", "skipped")
+STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
 
 
 @dataclass(frozen=True)
