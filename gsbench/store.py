@@ -159,8 +159,11 @@ class RunWriter:
         import pandas as pd
 
         frames = [read_samples(self.path)] if (self.path / SAMPLES).exists() else []
+        recorded = {record.key for record in _read_records(self.path / RECORDS)}
         for line in live.read_text().splitlines():
             row = json.loads(line)
+            if row["key"] not in recorded:  # killed between the samples and their record: measured again
+                continue
             frames.append(
                 pd.DataFrame({
                     "key": row["key"], "block_round": pd.array(row["block_round"], dtype="int32"),

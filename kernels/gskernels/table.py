@@ -43,15 +43,24 @@ class Shape:
 
 
 Limit = Callable[[Shape, str, str, str], str | None]
+Workspace = Callable[[Shape, str, int], int]
 
 
 def no_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
     return None
 
 
+def no_workspace(shape: Shape, pass_: str, item: int) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute the layer. `name` is ``family/backend``."""
+    """One way to compute the layer. `name` is ``family/backend``.
+
+    limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
+    modelled bytes of temporaries beside the outputs.
+    """
 
     name: str
     module: str
@@ -61,6 +70,7 @@ class Implementation:
     dtypes: tuple[str, ...] = FLOATS
     passes: tuple[str, ...] = ALL_PASSES
     limit: Limit = no_limit
+    workspace: Workspace = no_workspace
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
