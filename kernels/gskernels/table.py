@@ -103,15 +103,7 @@ def _csr_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
     if device == "cpu" and dtype != "fp32":
         return f"torch.sparse on the CPU multiplies in fp32 only, not {dtype}"
     if pass_ in (GRAD_WEIGHT, BACKWARD) and dtype != "fp32":
-        return f"torch.sparse.sampled_addmm (cuSPARSE SDDMM) takes fp32 only, not {dtype}"
-    if shape.labels * shape.fan_in >= 2**31:
-        return "int32 CSR row pointers end at 2^31 weights"
-    return None
-
-
-def _embedding_bag_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
-    if shape.labels * shape.fan_in >= 2**31:
-        return "int32 bag offsets end at 2^31 weights"
+        return f"torch.sparse.sampled_addmm (cuSPARSE SDDMM) takes fp32, not {dtype}"
     return None
 
 
@@ -124,7 +116,7 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/csr", "gskernels.fixed_fan_in.csr", "sparse", "torch.sparse CSR: cuSPARSE / MKL",
                    limit=_csr_limit),
     Implementation("fixed_fan_in/embedding_bag", "gskernels.fixed_fan_in.embedding_bag", "sparse",
-                   "weighted bags over the columns of X", limit=_embedding_bag_limit),
+                   "weighted bags over the columns of X"),
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
                    "scatter a chunk of labels to dense, then cuBLAS / MKL"),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",

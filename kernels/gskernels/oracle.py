@@ -1,0 +1,89 @@
+"""What every implementation must compute, in float64: the specification. Slow and obvious on purpose.
+
+    Y  = X W^T + bias        X [B, D], W [L, D], Y [B, L]
+    dX = dY W                dY [B, L], dX [B, D]
+    dW = dY^T X              at the places where the layer keeps weights
+    db = sum of dY over the batch
+
+It works on the whole layer it is given and holds [L, D] in float64. For a large layer go through chunks of
+labels, `layer.rows(start, stop)`: Y, dW and db are per label, and dX is the sum over the chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gskernels.layer import Layer
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
+
+GRAD_BIAS = "grad_bias"
+
+
+def dense_weight(layer: Layer, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[L, D] in `dtype`: the matrix that the layer multiplies with, whatever its layout."""
+    weight = layer.weight.to(dtype)
+    if layer.down is not None:
+        return weight @ layer.down.to(dtype)
+    if layer.topology is None:
+        return weight
+    if is_masked(layer):
+        return weight * layer.topology.mask()
+    return layer.topology.to_dense(weight)
+
+
+def is_masked(layer: Layer) -> bool:
+    """Whether `weight` is [L, D] under a topology. At K = D a sparse weight has that shape too, and the order of
+    its columns is the topology's: Layer tells the two apart only by the shape, so K = D counts as sparse."""
+    topology = layer.topology
+    return topology is not None and layer.weight.shape[1] == topology.dim != topology.fan_in
+
+
+def outputs(
+    pass_: str,
+    x: Tensor,  # [B, D]
+    grad_out: Tensor,  # [B, L], ignored by forward
+    layer: Layer,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, ...]:
+    """The results of one pass, in the order in which an implementation returns them.
+
+    In float64 they are the truth; in the dtype of the operands, the plain torch reference of that dtype.
+
+
+    - ``forward``: (y [B, L],)
+    - ``grad_input``: (dx [B, D],)
+    - ``grad_weight``: (dw in the shape of layer.weight,): [L, D] dense, [L, D] with zeros outside of the mask,
+      [L, K] sparse, [L, r] bottleneck
+    - ``backward``: (dx, dw), and the gradient of `down` [r, D] after them for a bottleneck
+    - ``grad_bias``: (db [L],)
+
+    Raises ValueError for another pass.
+    """
+    x, grad_out = x.to(dtype), grad_out.to(dtype)
+    if pass_ == FORWARD:
+        y = x @ dense_weight(layer, dtype).t()
+        return (y if layer.bias is None else y + layer.bias.to(dtype),)
+    if pass_ == GRAD_INPUT:
+        return (grad_out @ dense_weight(layer, dtype),)
+    if pass_ == GRAD_WEIGHT:
+        return (_grad_weight(x, grad_out, layer),)
+    if pass_ == BACKWARD:
+        gradients = (grad_out @ dense_weight(layer, dtype), _grad_weight(x, grad_out, layer))
+        if layer.down is None:
+            return gradients
+        return (*gradients, (grad_out @ layer.weight.to(dtype)).t() @ x)
+    if pass_ == GRAD_BIAS:
+        return (grad_out.sum(0),)
+    raise ValueError(f"no pass {pass_!r}: forward, grad_input, grad_weight, backward or grad_bias")
+
+
+def _grad_weight(x: Tensor, grad_out: Tensor, layer: Layer) -> Tensor:
+    if layer.down is not None:
+        return grad_out.t() @ (x @ layer.down.to(x.dtype).t())
+    full = grad_out.t() @ x
+    if layer.topology is None:
+        return full
+    if is_masked(layer):
+        return full * layer.topology.mask()
+    return full.gather(1, layer.topology.label_indices())
