@@ -1,0 +1,97 @@
+"""Cuts through the measured points: which axes vary, the default point, and the points along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gsbench.case import AXES, Point
+from gsbench.report.ratios import Comparison
+
+CATEGORIES = ("pattern", "dtype")
+SYMBOLS = {"batch": "B", "dim": "D", "labels": "L", "fan_in": "K", "group_size": "G"}
+AXIS_TITLES = {
+    "batch": "batch size B", "dim": "width of the input D", "labels": "labels L", "fan_in": "fan-in K",
+    "group_size": "group size G", "pattern": "index pattern", "dtype": "dtype",
+}  # fmt: skip
+
+
+def coordinate(point: Point, axis: str) -> int | str:
+    return str(getattr(point, axis)) if axis in CATEGORIES else int(getattr(point.shape, axis))
+
+
+def coordinates(point: Point) -> dict[str, int | str]:
+    return {axis: coordinate(point, axis) for axis in (*AXES, *CATEGORIES)}
+
+
+def short(value: int | str) -> str:
+    """Plain up to 9999, then 131k or 1.05M."""
+    if isinstance(value, str) or value < 10_000:
+        return str(value)
+    return f"{value / 1e6:.3g}M" if value >= 999_500 else f"{value / 1e3:.3g}k"
+
+
+def varying(points: Iterable[Point]) -> list[str]:
+    """Axes with more than one value, in their fixed order."""
+    seen = [coordinates(point) for point in points]
+    return [axis for axis in (*AXES, *CATEGORIES) if len({c[axis] for c in seen}) > 1]
+
+
+def declared_default(suite: dict[str, Any]) -> dict[str, int | str]:
+    """What the suite of a manifest says of its default point: the first value of each axis, pattern and dtype."""
+    axes = suite.get("axes")
+    lists = {"pattern": suite.get("patterns"), "dtype": suite.get("dtypes"), **(axes if isinstance(axes, dict) else {})}
+    return {a: values[0] for a, values in lists.items() if a in AXIS_TITLES and isinstance(values, list) and values}
+
+
+def default_point(points: Sequence[Point], declared: dict[str, int | str]) -> Point:
+    """The point that agrees with most declared coordinates, all that were measured.
+
+    Where several do (nothing is declared, or the default was not measured), the centre of a star-shaped sweep:
+    the point with most others that differ in one axis only; of a full grid, the nearest to the middle of every axis.
+    """
+    table = {point: coordinates(point) for point in points}
+    ranks = {
+        axis: {v: i for i, v in enumerate(sorted({c[axis] for c in table.values()}, key=_number_then_text))}
+        for axis in (*AXES, *CATEGORIES)
+    }
+
+    def neighbours(point: Point) -> int:
+        here = table[point]
+        return sum(sum(other[axis] != here[axis] for axis in other) == 1 for other in table.values())
+
+    def off_centre(point: Point) -> float:
+        return sum(abs(ranks[axis][value] - (len(ranks[axis]) - 1) / 2) for axis, value in table[point].items())
+
+    def agreement(point: Point) -> int:
+        return sum(table[point].get(axis) == value for axis, value in declared.items())
+
+    most = max(agreement(point) for point in table)
+    nearest = [point for point in table if agreement(point) == most]
+    if len(nearest) == 1:
+        return nearest[0]
+    return min(nearest, key=lambda p: (-neighbours(p), off_centre(p), str(p)))
+
+
+def _number_then_text(value: int | str) -> tuple[int, str]:
+    return (value, "") if isinstance(value, int) else (0, value)
+
+
+def along(comparisons: Iterable[Comparison], axis: str, centre: Point) -> list[Comparison]:
+    """The comparisons that differ from the default point in that axis only, ordered along it."""
+    here = coordinates(centre)
+    line = []
+    for c in comparisons:
+        there = coordinates(c.point)
+        if all(there[other] == here[other] for other in there if other != axis):
+            line.append(c)
+    return sorted(line, key=lambda c: _number_then_text(coordinate(c.point, axis)))
+
+
+def describe(point: Point, axes: Iterable[str]) -> str:
+    """The named coordinates in words: B=256 L=131,072 zipf."""
+    words = []
+    for axis in axes:
+        value = coordinate(point, axis)
+        words.append(f"{SYMBOLS[axis]}={value:,}" if isinstance(value, int) else value)
+    return " ".join(words)

@@ -1,0 +1,279 @@
+"""The tables of the report, as plain cells: the page writes them as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gsbench.case import AXES, Point
+from gsbench.record import Record
+from gsbench.report.answer import lost_to_anchor, lost_to_rival, subject_speedup, subject_to_anchor
+from gsbench.report.ratios import (
+    ANCHOR,
+    RIVAL,
+    SUBJECT,
+    Comparison,
+    Ratio,
+    by_pass,
+    geometric_mean,
+    in_order,
+    rank,
+    timing_of,
+)
+from gsbench.report.sweeps import CATEGORIES, SYMBOLS, coordinate, describe, varying
+from gsbench.report.text import interval, milliseconds, size, times
+from gskernels.table import ALL_PASSES
+
+NOT_INTERLEAVED = "†"
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    strong: bool = False
+    bad: bool = False  # strong for a loss or a fault, not for a win
+    hint: str = ""  # shown on hover
+
+
+@dataclass(frozen=True)
+class Table:
+    """`labels` leading columns name the row; the others hold figures."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[list[Cell]]
+    note: str = ""
+    labels: int = 1
+
+
+def summary(comparisons: Sequence[Comparison]) -> Table:
+    """A row a pass: comparisons, clear wins of each family, geometric means, losses."""
+    rows = []
+    for pass_, group in by_pass(comparisons).items():
+        rows.append([
+            Cell(pass_), Cell(str(len(group))), Cell(_wins(group)), Cell(_mean(group, subject_speedup)),
+            Cell(_mean(group, subject_to_anchor)), Cell(str(sum(map(lost_to_rival, group)))),
+            Cell(str(sum(map(lost_to_anchor, group)))),
+        ])  # fmt: skip
+    header = ("pass", "comparisons", "fastest", f"{SUBJECT} over best {RIVAL}", f"{SUBJECT} time / {ANCHOR}",
+              f"lost to {RIVAL}", f"lost to {ANCHOR}")  # fmt: skip
+    note = "Geometric means over the points, with their range. A loss counts if its whole interval is on that side."
+    return Table("At a glance", header, rows, note)
+
+
+def _wins(group: Sequence[Comparison]) -> str:
+    contests = [c for c in group if len(c.timed) > 1]
+    clear = [c.winner for c in contests if not c.tied]
+    words = [f"{name} {clear.count(name)}" for name in sorted(in_order(clear), key=lambda n: -clear.count(n))]
+    ties = len(contests) - len(clear)
+    return ", ".join([*words, *([f"tie {ties}"] if ties else [])])
+
+
+def _mean(group: Sequence[Comparison], against: Callable[[Comparison], Ratio | None]) -> str:
+    values = [r.value for c in group if (r := against(c)) is not None]
+    if not values:
+        return "n/a"
+    span = f" ({times(min(values))} to {times(max(values))})" if len(values) > 1 else ""
+    return times(geometric_mean(values)) + span
+
+
+def losses(comparisons: Sequence[Comparison]) -> Table:
+    """Every comparison that group_shared loses, the worst first."""
+    lost = [c for c in comparisons if lost_to_rival(c) or lost_to_anchor(c)]
+    axes = varying(c.point for c in comparisons)
+    rows = []
+    for c in sorted(lost, key=_severity, reverse=True):
+        cells = [Cell(c.pass_), *point_cells(c.point, axes), Cell(c.subject or "")]
+        for against, is_lost in ((subject_speedup, lost_to_rival(c)), (subject_to_anchor, lost_to_anchor(c))):
+            ratio = against(c)
+            cells.append(Cell("n/a") if ratio is None else Cell(interval(ratio), strong=is_lost, bad=is_lost))
+        cells.append(Cell(c.winner))
+        rows.append(cells)
+    figures = (f"best {SUBJECT}", f"speed over best {RIVAL}", f"time / {ANCHOR}", "fastest of all")
+    header = ("pass", *_axis_header(axes), *figures)
+    note = f"{shared(comparisons, axes)} Bold: lost, the whole interval. The worst first."
+    return Table(f"Where {SUBJECT} loses", header, rows, note, labels=len(header) - 4)
+
+
+def _severity(c: Comparison) -> float:
+    speedup, ratio = subject_speedup(c), subject_to_anchor(c)
+    return max(1 / speedup.value if speedup else 0, ratio.value if ratio else 0)
+
+
+def ratio_tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    """For each pass: speed over the best fixed_fan_in, time over bottleneck/torch, share of the roof."""
+    tables = []
+    for pass_, group in by_pass(comparisons).items():
+        tables += [
+            _ratios(f"{pass_}: speed over the best {RIVAL} (higher is better)", group, Comparison.speedup, RIVAL),
+            _ratios(f"{pass_}: time over {ANCHOR} (lower is better)", group, Comparison.to_anchor, ANCHOR),
+            roofs(pass_, group),
+        ]
+    return tables
+
+
+def _ratios(
+    title: str, group: Sequence[Comparison], against: Callable[[Comparison, str], Ratio | None], reference: str
+) -> Table:
+    names, axes = implementations(group), varying(c.point for c in group)
+    rows, daggers, reasons = [], False, []
+    for c in group:
+        cells = point_cells(c.point, axes)
+        if not any(against(c, name) for name in c.timed):
+            reasons.append(c.why_untimed(reference))
+        for name in names:
+            ratio = against(c, name)
+            daggers |= ratio is not None and not ratio.interleaved
+            cells.append(_ratio_cell(c, name, ratio))
+        rows.append(cells)
+    note = shared(group, axes) + " Bold: the fastest; tie: its interval overlaps that of the fastest."
+    if daggers:
+        note += f" {NOT_INTERLEAVED}: not timed in one interleaved block."
+    if reasons:
+        note += f" n/a: no ratio, for {'; '.join(dict.fromkeys(reasons))}."
+    return Table(title, (*_axis_header(axes), *names), rows, note, labels=max(1, len(axes)))
+
+
+def _ratio_cell(c: Comparison, name: str, ratio: Ratio | None) -> Cell:
+    mark = " tie" if name in c.tied else ""
+    strong = name == c.winner
+    if name not in c.timed:
+        return untimed_cell(c, name)
+    if ratio is None:
+        return Cell("n/a" + mark, strong)
+    dagger = "" if ratio.interleaved else NOT_INTERLEAVED
+    span = f"95 % interval {times(ratio.low)} to {times(ratio.high)}"
+    return Cell(times(ratio.value) + dagger + mark, strong, hint=span)
+
+
+def roofs(pass_: str, group: Sequence[Comparison]) -> Table:
+    """Share of the roof: the floor of the layer's bytes and FLOPs over the measured median."""
+    names, axes = implementations(group), varying(c.point for c in group)
+    rows = []
+    for c in group:
+        cells = point_cells(c.point, axes)
+        for name in names:
+            if name not in c.timed:
+                cells.append(untimed_cell(c, name))
+                continue
+            share = c.timed[name].roof_share
+            above = share is not None and share > 1
+            cells.append(
+                Cell("n/a" if share is None else f"{share:.1%}{' !' if above else ''}", strong=above, bad=above)
+            )
+        rows.append(cells)
+    note = (
+        f"{shared(group, axes)} Against the floor of its own bytes and FLOPs. !: above 100 %, a fault of the harness."
+    )
+    return Table(f"{pass_}: share of the roof", (*_axis_header(axes), *names), rows, note, labels=max(1, len(axes)))
+
+
+def untimed_cell(c: Comparison, name: str) -> Cell:
+    record = c.untimed.get(name)
+    return Cell("") if record is None else Cell(record.status, hint=record.reason)
+
+
+def implementations(group: Iterable[Comparison]) -> list[str]:
+    return in_order(name for c in group for name in (*c.timed, *c.untimed))
+
+
+def point_cells(point: Point, axes: Sequence[str]) -> list[Cell]:
+    if not axes:
+        return [Cell("the only point")]
+    values = [coordinate(point, axis) for axis in axes]
+    return [Cell(f"{v:,}" if isinstance(v, int) else v) for v in values]
+
+
+def _axis_header(axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(SYMBOLS.get(axis, axis) for axis in axes) or ("point",)
+
+
+def shared(group: Sequence[Comparison], axes: Sequence[str]) -> str:
+    """The coordinates that all points of the group share."""
+    common = describe(group[0].point, [axis for axis in (*AXES, *CATEGORIES) if axis not in axes])
+    return f"{common}." if common else ""
+
+
+def all_cases(records: Sequence[Record]) -> Table:
+    header = (
+        "implementation", "pass", "B", "D", "L", "K", "G", "pattern", "dtype", "mode", "method", "status", "median ms",
+        "95 % interval", "samples", "floor ms", "roof", "extra memory", "modelled", "layer", "mJ", "flags",
+    )  # fmt: skip
+    order = {name: i for i, name in enumerate(in_order(r.case.implementation for r in records))}
+
+    def place_of(r: Record) -> tuple[object, ...]:
+        shape = [getattr(r.case.point.shape, axis) for axis in AXES]
+        where = (r.case.point.dtype, r.case.point.pattern, *shape, r.case.mode)
+        return rank(ALL_PASSES, r.case.pass_), *where, order[r.case.implementation]
+
+    ordered = sorted(records, key=place_of)
+    return Table("Every case", header, [_case_row(r) for r in ordered], labels=2)
+
+
+def _case_row(r: Record) -> list[Cell]:
+    t, s = r.timing, r.case.point.shape
+    texts = [
+        r.case.implementation, r.case.pass_, *(f"{getattr(s, axis):,}" for axis in AXES), r.case.point.pattern,
+        r.case.point.dtype, r.case.mode, t.method if t else "", r.status, milliseconds(t.median_ms) if t else "",
+        f"{milliseconds(t.ci_low_ms)} to {milliseconds(t.ci_high_ms)}" if t else "", str(t.samples) if t else "",
+        "" if r.floor_ms is None else milliseconds(r.floor_ms), "" if r.roof_share is None else f"{r.roof_share:.1%}",
+        size(r.peak_extra_bytes), size(r.modelled_extra_bytes), size(r.layer_bytes),
+        "" if r.energy_mj is None else f"{r.energy_mj:.4g}", "; ".join(r.validity),
+    ]  # fmt: skip
+    return [Cell(text) for text in texts]
+
+
+def failures(records: Sequence[Record]) -> Table:
+    """Cases without a timing, those of one implementation, status and reason on one row."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for r in records:
+        if r.timing is None:
+            groups.setdefault((r.case.implementation, r.status, r.reason), []).append(r)
+    return Table("Not timed, and why", ("implementation", "status", "cases", "reason", "first of them"),
+                 [_group_row(key, group) for key, group in sorted(groups.items())], labels=2)  # fmt: skip
+
+
+def _group_row(key: tuple[str, str, str], group: Sequence[Record]) -> list[Cell]:
+    name, status, reason = key
+    first = group[0].case
+    return [Cell(name), Cell(status), Cell(str(len(group))), Cell(reason or "no reason recorded"),
+            Cell(f"{first.pass_} {first.point} {first.mode}")]  # fmt: skip
+
+
+def flags(records: Sequence[Record]) -> Table:
+    """What keeps records from being beyond dispute, with how many carry it."""
+    groups: dict[str, list[Record]] = {}
+    for r in records:
+        marks = list(r.validity)
+        if r.roof_share is not None and r.roof_share > 1:
+            marks.append("above 100 % of the roof: a fault of the harness")
+        if r.timing is not None:
+            marks += ["two modes in the samples"] * r.timing.bimodal
+            marks += ["the time budget ended before the interval was narrow enough"] * r.timing.capped
+        for mark in dict.fromkeys(marks):
+            groups.setdefault(mark, []).append(r)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    rows = [[Cell(mark), Cell(str(len(group))), Cell(str(group[0].case))] for mark, group in ordered]
+    return Table("What limits these figures", ("flag", "cases", "first of them"), rows)
+
+
+def absolute(c: Comparison) -> Table:
+    """One comparison in full, for the terminal: median, interval, both ratios, roof, status."""
+    rows = []
+    for name in implementations([c]):
+        if name not in c.timed:
+            failed = c.untimed[name]
+            why = f"{failed.status}: {failed.reason}" if failed.reason else failed.status
+            rows.append([Cell(name), *[Cell("")] * 5, Cell(why)])
+            continue
+        record, t = c.timed[name], timing_of(c.timed[name])
+        speedup, ratio = c.speedup(name), c.to_anchor(name)
+        rows.append([
+            Cell(name, strong=name == c.winner), Cell(milliseconds(t.median_ms), strong=name == c.winner),
+            Cell(f"{milliseconds(t.ci_low_ms)} to {milliseconds(t.ci_high_ms)}"),
+            Cell(times(speedup.value) if speedup else "n/a"), Cell(times(ratio.value) if ratio else "n/a"),
+            Cell("n/a" if record.roof_share is None else f"{record.roof_share:.1%}"),
+            Cell("ok" + (", tie" if name in c.tied else "") + "".join(f", {flag}" for flag in record.validity)),
+        ])  # fmt: skip
+    header = ("implementation", "median ms", "95 % interval", f"over best {RIVAL}", f"/ {ANCHOR}", "roof", "status")
+    return Table(f"{c.pass_}  {c.point}  ({c.setting})", header, rows)
