@@ -131,7 +131,8 @@ def load_suite(name: str, device: str, overrides: list[str] | None = None) -> tu
     scaled = data.pop("cpu", {})
     if not isinstance(scaled, dict):
         raise UserError(f"{file}: cpu: must be a table of overrides")
-    validate(_merged(data, scaled), f"{file} [cpu]")  # a fault in [cpu] shows on every machine
+    validate(data, str(file))  # a fault anywhere shows on every machine
+    validate(_merged(data, scaled), f"{file} [cpu]")
     if device == "cpu":
         data = _merged(data, scaled)
     for text in overrides or []:
@@ -150,20 +151,32 @@ def validate(data: dict[str, Any], source: str) -> Suite:
         suite = Suite.model_validate(data)
     except ValidationError as e:
         raise UserError(f"{source}: " + "; ".join(_in_words(dict(error)) for error in e.errors()[:3])) from None
-    for shape in [*(_smallest(suite.axes) if suite.axes else []), *suite.points]:
-        if shape.fan_in > shape.dim:
-            raise UserError(f"{source}: fan_in={shape.fan_in} exceeds dim={shape.dim}; a label can read at most all inputs")
-        if shape.group_size > shape.labels:
-            raise UserError(f"{source}: group_size={shape.group_size} exceeds labels={shape.labels}")
+    for dim, fan_in in _widest(suite):
+        if fan_in > dim:
+            raise UserError(f"{source}: fan_in={fan_in} exceeds dim={dim}; a label can read at most all inputs")
+    for labels, group_size in _largest_groups(suite):
+        if group_size > labels:
+            raise UserError(f"{source}: group_size={group_size} exceeds labels={labels}")
     return suite
 
 
-def _smallest(axes: Axes) -> list[NamedPoint]:
-    """The combination most likely to be impossible: widest fan-in on the narrowest layer."""
-    return [
-        NamedPoint(name="", batch=1, dim=min(axes.dim), labels=min(axes.labels), fan_in=max(axes.fan_in),
-                   group_size=max(axes.group_size))
-    ]  # fmt: skip
+def _widest(suite: Suite) -> list[tuple[int, int]]:
+    """(dim, fan_in) pairs that occur, the worst ones at least."""
+    return [(p.dim, p.fan_in) for p in suite.points] + _extremes(suite, "dim", "fan_in")
+
+
+def _largest_groups(suite: Suite) -> list[tuple[int, int]]:
+    """(labels, group_size) pairs that occur, the worst ones at least."""
+    return [(p.labels, p.group_size) for p in suite.points] + _extremes(suite, "labels", "group_size")
+
+
+def _extremes(suite: Suite, limit: str, value: str) -> list[tuple[int, int]]:
+    if suite.axes is None:
+        return []
+    limits, values = getattr(suite.axes, limit), getattr(suite.axes, value)
+    if suite.grid == "cross":
+        return [(min(limits), max(values))]
+    return [(min(limits), values[0]), (limits[0], max(values))]  # a star leaves the default point on one axis only
 
 
 def _in_words(error: dict[str, Any]) -> str:

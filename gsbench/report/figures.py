@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -328,16 +329,17 @@ def _legend_below(figure: Figure, ax: Axes) -> None:
 
 
 def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str) -> Drawing:
-    FigureCanvasAgg(figure)
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    svg = io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return Drawing(stem, heading, title, caption, _small(png), svg.getvalue())
+    return Drawing(stem, heading, title, caption, _png(figure), svg.getvalue())
 
 
-def _small(png: io.BytesIO) -> bytes:
-    """The same picture in 128 colours: a third of the bytes, which the HTML page carries."""
-    small = io.BytesIO()
-    picture = Image.open(png).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    picture.save(small, format="png", optimize=True, dpi=(DPI, DPI))
-    return small.getvalue()
+def _png(figure: Figure) -> bytes:
+    """In 128 colours: a third of the bytes, which the HTML page carries."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    png = io.BytesIO()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    pixels.quantize(128, dither=Image.Dither.NONE).save(png, format="png", dpi=(DPI, DPI))
+    return png.getvalue()

@@ -1,0 +1,32 @@
+# make demo   set up, sweep on this machine's device, write a report
+# make test   set up, run the tests
+# make env    set up only: .venv with the pinned CPU set, or the CUDA build where an NVIDIA driver is found
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU || echo -c constraints/cpu.txt)
+
+.PHONY: demo test check env clean
+
+env: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[test]'
+	touch $@
+
+demo: env
+	rm -rf results/demo reports/demo
+	$(BIN)/gsbench run --suite backward --out results --name demo
+	$(BIN)/gsbench report results/demo --out reports/demo
+
+test: env
+	$(BIN)/python -m pytest
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) results/demo reports/demo

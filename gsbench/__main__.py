@@ -1,0 +1,3 @@
+from gsbench.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""The command line. Each verb is one thin file; what is heavy is imported inside the verb that needs it.
+
+Exit codes: 0 fine, 1 failed verification, 2 usage or bad input, 3 nothing measured or not comparable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gsbench.cli import doctor, list_, report, run, show, verify
+from gsbench.errors import EXIT_USAGE, UserError
+
+app = typer.Typer(
+    name="gsbench",
+    help="Does sparsity in a very large output layer buy wall-clock time? Measure it, and see.",
+    epilog="Exit codes: 0 fine, 1 failed verification, 2 bad input, 3 nothing measured, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("run")(run.run)
+app.command("report")(report.report)
+app.command("show")(show.show)
+app.command("list")(list_.list_)
+app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as e:
+        print(f"gsbench: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:  # the reader of our output went away
+        sys.exit(0)
+    except OSError as e:
+        if e.filename is None:
+            raise
+        print(f"gsbench: {e.filename}: {e.strerror}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)

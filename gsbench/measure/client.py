@@ -1,0 +1,124 @@
+"""The parent's end of a worker process: requests, events, and what its silence or death means. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gsbench.errors import NothingMeasured, UserError
+
+_START_TIMEOUT_S = 300.0  # importing torch from a cold disk
+Event = dict[str, Any]
+
+
+class WorkerGone(Exception):
+    """The worker ended or was ended. status: "crashed" or "timeout"; key: the case it was at ("" for none)."""
+
+    def __init__(self, status: str, reason: str, key: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.key = status, reason, key
+
+
+class WorkerClient:
+    """Starts a worker on a device and waits for its hello. Raises UserError / NothingMeasured if it refuses."""
+
+    def __init__(self, device: str, log: Path, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._key = ""
+        self._log = open(log, "ab")
+        root = Path(__file__).parent.parent.parent
+        paths = [str(root), str(root / "kernels")] if (root / "kernels").is_dir() else []
+        inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gsbench.measure.worker", device],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *inherited])},
+        )  # fmt: skip
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._pump, daemon=True).start()
+        self.hello: Event = {}
+        while not self.hello:
+            try:
+                event = self._next(_START_TIMEOUT_S)
+            except WorkerGone as e:
+                raise UserError(f"the measuring process did not start: {e.reason}; its output is in {log}") from None
+            if event["event"] == "refused":
+                self.close()
+                raise NothingMeasured(event["reason"])
+            if event["event"] == "hello":
+                self.hello = event
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def request(self, **request: Any) -> Iterator[Event]:
+        """Send a request; yields its events, "done" or "lost" last. Raises WorkerGone."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._gone() from None
+        while True:
+            event = self._next(self._silence_s)
+            yield event
+            if event["event"] in ("done", "lost"):
+                return
+
+    def finish_soon(self) -> None:
+        """Ask the worker to end the cases it is timing as soon as they have enough samples, and start no more."""
+        if self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGUSR1)
+
+    def close(self) -> None:
+        """End the process, by force if it does not end by itself."""
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                pass
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._log.close()
+
+    def _next(self, silence_s: float) -> Event:
+        try:
+            line = self._lines.get(timeout=silence_s)
+        except queue.Empty:
+            self._kill()
+            raise WorkerGone("timeout", f"no sign of life for {silence_s:g} s; the process was replaced", self._key) from None
+        if line is None:
+            raise self._gone()
+        event: Event = json.loads(line)
+        if event["event"] == "at":
+            self._key = event["key"]
+        return event
+
+    def _gone(self) -> WorkerGone:
+        code = self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return WorkerGone("crashed", f"the measuring process {how}", self._key)
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def _pump(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)

@@ -1,0 +1,103 @@
+"""Where a run was measured: versions, device, code. The harness side imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gskernels
+
+_PACKAGE = Path(__file__).parent.parent
+_DECIDES_TIMES = (_PACKAGE / "measure", _PACKAGE / "costs.py", Path(str(gskernels.__file__)).parent)
+_KEPT_ON_RESUME = ("python", "torch", "triton", "cuda", "driver")
+
+
+def versions() -> dict[str, Any]:
+    """Package versions and the commit, without importing any of the packages."""
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("torch", "triton", "numpy", "gsbench"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["git_commit"] = _git("rev-parse", "HEAD")
+    found["git_dirty"] = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return found
+
+
+def code_fingerprint() -> str:
+    """Hash of every source file that decides what is measured and how."""
+    digest = hashlib.sha256()
+    for root in _DECIDES_TIMES:
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cu", ".cuh"))
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a resumed run would mix, in words."""
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KEPT_ON_RESUME if before.get(key) != now.get(key)]
+
+
+def probe_device(device: str) -> dict[str, Any]:
+    """The device as the worker sees it (imports torch). {"type", "name", "memory_bytes", "cache_bytes", ...}"""
+    import torch
+
+    if device.startswith("cuda"):
+        p = torch.cuda.get_device_properties(torch.device(device))
+        return {
+            "type": "cuda", "name": p.name, "memory_bytes": p.total_memory, "cache_bytes": p.L2_cache_size,
+            "l2_bytes": p.L2_cache_size, "sm_count": p.multi_processor_count, "capability": f"{p.major}.{p.minor}",
+            "uuid": f"GPU-{p.uuid}" if hasattr(p, "uuid") else None,
+        }  # fmt: skip
+    return {
+        "type": "cpu", "name": _cpu_name(), "memory_bytes": memory_bytes(), "cache_bytes": _last_level_cache(),
+        "threads": torch.get_num_threads(), "uuid": None,
+    }  # fmt: skip
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _last_level_cache() -> int:
+    """Bytes of the largest data cache; 32 MiB where the system does not say."""
+    if sys.platform == "linux":
+        sizes = [0]
+        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+            text = file.read_text().strip()
+            if text.endswith("K"):
+                sizes.append(int(text[:-1]) * 1024)
+        if max(sizes):
+            return max(sizes)
+    return 32 << 20

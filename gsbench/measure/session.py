@@ -1,0 +1,160 @@
+"""A sweep from plan to stored records. Imports no torch: the worker process does the measuring."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from gsbench.case import Case
+from gsbench.measure.client import WorkerClient, WorkerGone
+from gsbench.plan import Plan
+from gsbench.record import Record
+from gsbench.store import RunWriter, Sample
+from gsbench.suite import Suite
+
+_MOST_REPLACEMENTS = 50
+
+
+class View(Protocol):
+    """What shows a sweep while it runs."""
+
+    def at(self, case: Case | None, phase: str) -> None: ...
+    def recorded(self, record: Record) -> None: ...
+
+
+@dataclass
+class Session:
+    """Measures a plan into a run. `interrupted` and `out_of_budget` say how it ended."""
+
+    suite: Suite
+    device: str
+    writer: RunWriter
+    view: View
+    budget_s: float | None = None
+    extra_validity: tuple[str, ...] = ()
+    interrupted: bool = False
+    out_of_budget: bool = False
+    _worker: WorkerClient | None = None
+    _replacements: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def run(self, plan: Plan, recorded: set[str]) -> None:
+        """Every case of the plan whose key is not in `recorded`; each is on disk before the next begins."""
+        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            for case, reason in plan.unsupported:
+                if case.key not in recorded:
+                    self._store(Record(case, "unsupported", reason, finished_utc=_now()), [])
+            for block in plan.blocks():
+                todo = [case for case in block if case.key not in recorded]
+                if todo and not self._over():
+                    self._measure(todo)
+                if self._over():
+                    break
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            if self._worker is not None:
+                self._worker.close()
+
+    def open_worker(self) -> WorkerClient:
+        """The worker, started and told the ceilings (measured by the first one and kept in the manifest)."""
+        if self._worker is None:
+            self.view.at(None, "start the measuring process")
+            log = self.writer.path / "worker.log"
+            self._worker = WorkerClient(self.device, log, self.suite.timing.timeout_s)
+            manifest = self.writer.manifest
+            hello = self._worker.hello
+            if not manifest.get("device"):
+                manifest["device"] = hello["device"]
+                manifest["environment"] |= {"cuda": hello["cuda"], "driver": hello["driver"], "nvml": hello["nvml"] or "ok"}
+            known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
+            for event in self._worker.request(do="ceilings", dtypes=self.suite.dtypes, **known):
+                if event["event"] == "at":
+                    self.view.at(None, event["phase"])
+                else:
+                    manifest["ceilings"] = event["ceilings"]
+            self.writer.save_manifest()
+        return self._worker
+
+    def _measure(self, cases: list[Case]) -> None:
+        """One point: whatever happens to the worker, every case ends with a record."""
+        todo = {case.key: case for case in cases}
+        alone: list[Case] = []
+        while todo and not self._over():
+            try:
+                for event in self._request(list(todo.values())):
+                    self._handle(event, todo, alone)
+                    if self._over() and self._worker is not None:
+                        self._worker.finish_soon()
+            except WorkerGone as gone:
+                self._worker = None
+                self._replacements += 1
+                if gone.key not in todo or self._replacements > _MOST_REPLACEMENTS:
+                    gone.key = next(iter(todo))  # died before it named a case: the first one's
+                self._store(Record(todo.pop(gone.key), gone.status, gone.reason, finished_utc=_now()), [])
+        for case in alone:
+            if not self._over():
+                self._measure([case])
+
+    def _request(self, cases: list[Case]) -> Any:
+        timing = self.suite.timing.model_dump()
+        return self.open_worker().request(
+            do="block", cases=[case.to_dict() for case in cases], timing=timing, energy=self.suite.energy
+        )
+
+    def _handle(self, event: dict[str, Any], todo: dict[str, Case], alone: list[Case]) -> None:
+        kind = event["event"]
+        if kind == "at":
+            self.view.at(todo.get(event["key"]), event["phase"])
+        elif kind == "record":
+            record = Record.from_dict(event["record"])
+            todo.pop(record.key, None)
+            self._store(record, [(int(r), float(ms)) for r, ms in event["samples"]])
+        elif kind == "alone":
+            alone += [todo.pop(key) for key in event["keys"]]
+        elif kind == "lost" and self._worker is not None:
+            self._worker.close()
+            self._worker = None
+        elif kind == "done" and not self._over():
+            for case in list(todo.values()):  # the worker was through with the block and said nothing of these
+                todo.pop(case.key)
+                self._store(Record(case, "error", "the worker left this case out", finished_utc=_now()), [])
+
+    def _store(self, record: Record, samples: list[Sample]) -> None:
+        if self.extra_validity:
+            record = Record(**{**vars(record), "validity": record.validity + self.extra_validity})
+        self.writer.add(record, samples)
+        self.view.recorded(record)
+
+    def _over(self) -> bool:
+        self.out_of_budget = self.budget_s is not None and time.monotonic() - self._began > self.budget_s
+        return self.interrupted or self.out_of_budget
+
+    def _on_interrupt(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        if self._worker is not None:
+            self._worker.finish_soon()
+
+
+def new_manifest(name: str, suite: dict[str, Any], environment: dict[str, Any], fingerprint: str, command: list[str],
+                 schema: int) -> dict[str, Any]:  # fmt: skip
+    """A manifest before the first worker has filled in its device and ceilings."""
+    return {
+        "schema": schema, "run": name, "suite": suite, "created_utc": _now(), "command": command, "device": {},
+        "environment": environment, "ceilings": {}, "scaled_for_cpu": suite["scaled_for_cpu"],
+        "code_fingerprint": fingerprint, "resumed": [], "validity": [],
+    }  # fmt: skip
+
+
+def run_name(suite: str, device: str) -> str:
+    """<suite>-<device>-<utc>"""
+    return f"{suite}-{device.replace(':', '')}-{datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%SZ')}"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,137 @@
+"""The measuring process: owns the device, speaks JSON lines, and may die without taking the sweep along.
+
+Requests on stdin:   {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
+Events on stdout:    {"event": "hello", "device": {...}, ...}   once, at the start; or {"event": "refused", "reason": ...}
+                     {"event": "at", "key": ..., "phase": ...}  before each risky step; silence is timed
+                     {"event": "record", "record": {...}, "samples": [...]}
+                     {"event": "alone", "keys": [...]}          out of memory beside others
+                     {"event": "lost", "reason": ...}           a CUDA error; the process ends
+                     {"event": "done", ...}                     the request is finished
+What implementations print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from gsbench.case import Case
+from gsbench.implementations import all_implementations
+from gsbench.measure.environment import probe_device
+from gsbench.measure.nvml import Monitor
+
+
+class Worker:
+    def __init__(self, device: str, requests: IO[str], events: IO[str]) -> None:
+        self.device, self._requests, self._events = device, requests, events
+        self._stop = False
+        signal.signal(signal.SIGUSR1, self._request_stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def _request_stop(self, *_: Any) -> None:
+        self._stop = True
+
+    def emit(self, event: str, **data: Any) -> None:
+        self._events.write(json.dumps({"event": event, **data}) + "\n")
+        self._events.flush()
+
+    def say(self, case: Case, phase: str) -> None:
+        self.emit("at", key=case.key, phase=phase)
+
+    def run(self) -> None:
+        self.emit("at", key="", phase="import torch")
+        import torch
+
+        on_cuda = self.device.startswith("cuda")
+        if on_cuda and not torch.cuda.is_available():
+            self.emit("refused", reason="torch sees no CUDA device here (gsbench doctor says more)")
+            return
+        try:
+            info = probe_device(self.device)
+        except (AssertionError, RuntimeError) as e:
+            self.emit("refused", reason=f"device {self.device}: {e}")
+            return
+        lock = _take_device(info.get("uuid") or self.device)
+        if lock is None:
+            self.emit("refused", reason=f"{info['name']} is being measured by another gsbench; wait for it to end")
+            return
+        from gsbench.measure.block import Bench
+
+        device = torch.device(self.device)
+        monitor = Monitor(info.get("uuid"))
+        if on_cuda:
+            torch.cuda.set_device(device)
+            torch.zeros(1, device=device)
+        monitor.adopt_own_context()
+        named = {i.name: i for i in all_implementations()}
+        bench = Bench(device, info, {}, monitor, named, self.say, lambda: self._stop)
+        self.emit(
+            "hello", device=info, cuda=torch.version.cuda, driver=monitor.driver(),
+            nvml=None if monitor.available else monitor.why, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        for line in self._requests:
+            request = json.loads(line)
+            if request["do"] == "ceilings":
+                self._ceilings(bench, request)
+            elif not self._block(bench, request):
+                return
+
+    def _ceilings(self, bench: Any, request: dict[str, Any]) -> None:
+        from gsbench.measure import ceilings
+
+        if "known" in request:
+            bench.ceilings = request["known"]
+        else:
+            self.emit("at", key="", phase="measure the card's ceilings")
+            bench.ceilings = ceilings.measure(bench.device, request["dtypes"], bench.info["cache_bytes"])
+        self.emit("done", ceilings=bench.ceilings)
+
+    def _block(self, bench: Any, request: dict[str, Any]) -> bool:
+        """False when the process must be replaced."""
+        import torch
+
+        from gsbench.measure.block import DeviceLost, TryAlone, measure
+        from gsbench.suite import TimingSettings
+
+        cases = [Case.from_dict(data) for data in request["cases"]]
+        try:
+            for outcome in measure(bench, cases, TimingSettings(**request["timing"]), request["energy"]):
+                if isinstance(outcome, TryAlone):
+                    self.emit("alone", keys=[case.key for case in outcome.cases])
+                else:
+                    self.emit("record", record=outcome.record.to_dict(), samples=outcome.samples)
+        except DeviceLost as e:
+            self.emit("lost", reason=str(e))
+            return False
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.emit("done")
+        return True
+
+
+def _take_device(name: str) -> IO[str] | None:
+    """A lock that lives as long as this process; None while another holds it."""
+    lock = open(Path(tempfile.gettempdir()) / f"gsbench-{name.replace('/', '_')}.lock", "a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def main() -> None:
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # prints of implementations must not mix with events
+    sys.stdout = sys.stderr
+    Worker(sys.argv[1], sys.stdin, events).run()
+
+
+if __name__ == "__main__":
+    main()
