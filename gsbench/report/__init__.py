@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from gsbench.frame import latest, part, read_runs
 from gsbench.store import RunData
 
 if TYPE_CHECKING:
+    from gsbench.report.figures import Drawing
     from gsbench.report.page import Image, Section
     from gsbench.report.palette import Style
 
@@ -50,13 +51,17 @@ def _section(run: RunData, anchor: str, styles: dict[str, Style], alone: bool) -
     """One run, from its records to what the page says of it."""
     from gsbench.report import tables
     from gsbench.report.answer import answers
+    from gsbench.report.figures import draw
     from gsbench.report.page import Section
     from gsbench.report.ratios import by_setting, compare
+    from gsbench.report.sweeps import declared_default, default_point
 
     records = latest(run.records)
     comparisons = compare(records)
-    images = _images(run, anchor, styles, alone)
+    declared = declared_default(part(run.manifest, "suite"))
+    images = _images(draw(comparisons, styles, declared), "" if alone else f"{anchor}-")
     settings = by_setting(comparisons)
+    centres = {s: default_point([c.point for c in group], declared) for s, group in settings.items()}
     names = {setting: str(setting) if len(settings) > 1 else "" for setting in settings}
     return Section(
         anchor=anchor,
@@ -67,7 +72,10 @@ def _section(run: RunData, anchor: str, styles: dict[str, Style], alone: bool) -
         answers=answers(comparisons),
         summaries=[(names[s], tables.summary(group)) for s, group in settings.items()],
         images=images,
-        tables=[(names[s], [tables.losses(group), *tables.ratio_tables(group)]) for s, group in settings.items()],
+        tables=[
+            (names[s], [tables.losses(group, centres[s]), *tables.ratio_tables(group, centres[s])])
+            for s, group in settings.items()
+        ],
         trouble=[table for table in (tables.flags(records), tables.failures(records)) if table.rows],
         cases=tables.all_cases(records),
         command=_command(run),
@@ -76,17 +84,12 @@ def _section(run: RunData, anchor: str, styles: dict[str, Style], alone: bool) -
     )
 
 
-def _images(run: RunData, anchor: str, styles: dict[str, Style], alone: bool) -> list[Image]:
-    from gsbench.report.figures import draw
+def _images(drawings: Iterable[Drawing], prefix: str) -> list[Image]:
     from gsbench.report.page import Image
-    from gsbench.report.ratios import compare
-    from gsbench.report.sweeps import declared_default
 
-    prefix = "" if alone else f"{anchor}-"
-    declared = declared_default(part(run.manifest, "suite"))
-    drawings = list(draw(compare(latest(run.records)), styles, declared))
-    stems = _anchors([prefix + drawing.stem for drawing in drawings])
-    return [Image(d, f"figures/{stem}.png", f"figures/{stem}.svg") for d, stem in zip(drawings, stems, strict=True)]
+    drawn = list(drawings)
+    stems = _anchors([prefix + drawing.stem for drawing in drawn])
+    return [Image(d, f"figures/{stem}.png", f"figures/{stem}.svg") for d, stem in zip(drawn, stems, strict=True)]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:

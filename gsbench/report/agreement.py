@@ -71,9 +71,7 @@ def agreement(runs: Sequence[RunData]) -> list[Table]:
     bold = "Bold: the intervals of the two medians do not overlap."
     return [
         Table("Agreement between runs", header, summary, note, 2),
-        Table(
-            "Largest disagreements", ("case", "first", "second", "first ms", "second ms", "ratio"), rows, bold + cut, 3
-        ),
+        Table("Largest disagreements", ("case", "first", "second", "first ms", "second ms", "ratio"), rows, bold + cut, 3),
     ]
 
 

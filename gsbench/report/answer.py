@@ -78,7 +78,7 @@ def _who_wins(group: Sequence[Comparison]) -> str:
     parts = []
     for name in sorted(in_order(wins), key=lambda name: -wins[name]):
         where = ", ".join(f"{p} {per_pass[name][p]}" for p in totals if per_pass[name][p])
-        parts.append(f"{name} in {wins[name]} ({where})")
+        parts.append(f"{name} in {wins[name]}" + (f" ({where})" if len(totals) > 1 else ""))
     ties = len(contests) - sum(wins.values())
     tied = [f"{ties} {'is' if ties == 1 else 'are'} too close to call"] if ties else []
     passes = f"{len(totals)} {'pass' if len(totals) == 1 else 'passes'}"

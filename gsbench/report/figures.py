@@ -21,9 +21,10 @@ from gsbench.report.ratios import ANCHOR, RIVAL, SUBJECT, Comparison, by_pass, b
 from gsbench.report.sweeps import AXIS_TITLES, CATEGORIES, along, coordinate, default_point, describe, short, varying
 from gsbench.report.text import milliseconds, size, times
 
-DPI = 160
-WIDTH = 6.0  # inches
-PLOT_HEIGHT = 3.2
+DPI = 180
+WIDTH = 5.4  # inches: the text stays readable on a phone
+PLOT_HEIGHT = 3.1
+LONGEST_NAME = 34  # characters of a name in a legend
 ABOVE = 0.52  # inches for the title and what the y axis means
 FLOOR_REACH = 20.0  # a floor further than this below every curve would flatten them: it leaves the plot
 INK, MUTED, GRID = "#20242a", "#5c6470", "#dfe3e8"
@@ -61,14 +62,12 @@ class Plot:
 
 PLOTS = (
     Plot("speedup", f"speed over the best {RIVAL}", "times as fast  (higher is better)", RIVAL),
-    Plot("ratio", f"time over {ANCHOR}", "times its time  (lower is better)", ANCHOR),
+    Plot("ratio", f"time over {ANCHOR}", "multiple of its time  (lower is better)", ANCHOR),
     Plot("time", "time of one call", "median, ms  (lower is better)", ""),
 )
 
 
-def draw(
-    comparisons: Sequence[Comparison], styles: dict[str, Style], declared: dict[str, int | str]
-) -> Iterator[Drawing]:
+def draw(comparisons: Sequence[Comparison], styles: dict[str, Style], declared: dict[str, int | str]) -> Iterator[Drawing]:
     """Figures by setting, dtype, pass and axis; then memory. Where nothing varies, bars at the only point.
 
     `declared` holds the suite's default point (gsbench.report.sweeps.declared_default).
@@ -135,9 +134,7 @@ def _floor(line: Sequence[Comparison], axis: str) -> tuple[str, list[tuple[float
     return f"floor of {SUBJECT if has_subject else 'the fastest'}", points
 
 
-def _sweep(
-    line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style], heading: str, stem: str
-) -> Drawing:
+def _sweep(line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
     curves = _curves(line, axis, plot)
     with _house_style():
         figure, ax = _canvas(len(curves) + 1)
@@ -147,7 +144,7 @@ def _sweep(
             ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=style.layer - 1)
             ax.plot(x, middle, color=style.color, marker=style.marker, markersize=6 if style.width > 2 else 5,
                     markeredgecolor="white", markeredgewidth=0.6, linestyle=style.line, linewidth=style.width,
-                    zorder=style.layer, label=f" {name}" if name.startswith("_") else name)  # fmt: skip
+                    zorder=style.layer, label=_fitting(name))  # fmt: skip
         lows = [low for curve in curves.values() for _, _, low, _ in curve]
         highs = [high for curve in curves.values() for _, _, _, high in curve]
         if plot.reference:
@@ -232,20 +229,20 @@ def _house_style() -> Any:
 
 def _canvas(entries: int) -> tuple[Figure, Axes]:
     """One plot with room for its legend of two columns below it."""
-    below = 0.58 + 0.186 * ((entries + 1) // 2)
+    below = 0.56 + 0.174 * ((entries + 1) // 2)
     height = ABOVE + PLOT_HEIGHT + below
     figure = Figure(figsize=(WIDTH, height))
-    return figure, figure.add_axes((0.11, below / height, 0.865, PLOT_HEIGHT / height))
+    return figure, figure.add_axes((0.115, below / height, 0.85, PLOT_HEIGHT / height))
 
 
 def _rows(names: Sequence[str]) -> tuple[Figure, Axes]:
     """One row a name, the names on the left."""
     plot, below = 0.32 * len(names) + 0.2, 0.32
     height = plot + below + ABOVE
-    left = min(0.5, 0.02 + 0.0135 * max(len(name) for name in names))
+    left = min(0.5, 0.02 + 0.0145 * max(len(name) for name in names))
     figure = Figure(figsize=(WIDTH, height))
     ax = figure.add_axes((left, below / height, 0.97 - left, plot / height))
-    ax.set_yticks(range(len(names)), list(names))
+    ax.set_yticks(range(len(names)), [_fitting(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(False, axis="y")
     return figure, ax
@@ -256,6 +253,12 @@ def _title(figure: Figure, title: str, meaning: str) -> None:
     top = figure.get_figheight()
     figure.text(0.02, 1 - 0.2 / top, title, fontsize=11.5, fontweight="bold", va="center")
     figure.text(0.02, 1 - 0.385 / top, meaning, fontsize=9, color=MUTED, va="center")
+
+
+def _fitting(name: str) -> str:
+    """A name as a legend holds it: cut where it is too long; matplotlib drops one that begins with "_"."""
+    cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return f" {cut}" if cut.startswith("_") else cut
 
 
 def _beside(ax: Axes, x: float, y: float, text: str) -> None:
@@ -279,7 +282,7 @@ def _log_x(ax: Axes, values: Sequence[float], form: Any) -> None:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     ticks = binary_ticks(low, high) if form is size else log_ticks(low, high)
-    ticks = ticks[:: max(1, -(-len(ticks) // 7))]
+    ticks = ticks[:: max(1, -(-len(ticks) // 4))]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([_plain(form(t)) for t in ticks]))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -324,8 +327,8 @@ def _x_axis(ax: Axes, axis: str, line: Sequence[Comparison]) -> None:
 
 
 def _legend_below(figure: Figure, ax: Axes) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.03, 0.0), ncols=2,
-                  handlelength=3.2, columnspacing=1.6, borderaxespad=0.3, labelspacing=0.35)  # fmt: skip
+    figure.legend(*ax.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=2,
+                  handlelength=2.9, columnspacing=1.0, borderaxespad=0.3, labelspacing=0.35)  # fmt: skip
 
 
 def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str) -> Drawing:
@@ -337,7 +340,7 @@ def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str) -
 def _png(figure: Figure) -> bytes:
     """In 128 colours: a third of the bytes, which the HTML page carries."""
     figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     png = io.BytesIO()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

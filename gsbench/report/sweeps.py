@@ -88,6 +88,24 @@ def along(comparisons: Iterable[Comparison], axis: str, centre: Point) -> list[C
     return sorted(line, key=lambda c: _number_then_text(coordinate(c.point, axis)))
 
 
+def difference(point: Point, centre: Point) -> str:
+    """What sets a point apart from the default one, in words: "B=1 zipf", or "default"."""
+    here, there = coordinates(centre), coordinates(point)
+    return describe(point, [axis for axis in here if here[axis] != there[axis]]) or "default"
+
+
+def from_centre(comparisons: Iterable[Comparison], centre: Point) -> list[Comparison]:
+    """The default point first, then along each axis in turn, then what differs in several."""
+    here = coordinates(centre)
+
+    def distance(c: Comparison) -> tuple[object, ...]:
+        there = coordinates(c.point)
+        apart = [i for i, axis in enumerate(here) if here[axis] != there[axis]]
+        return len(apart), apart, [_number_then_text(value) for value in there.values()]
+
+    return sorted(comparisons, key=distance)
+
+
 def describe(point: Point, axes: Iterable[str]) -> str:
     """The named coordinates in words: B=256 L=131,072 zipf."""
     words = []

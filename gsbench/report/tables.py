@@ -15,12 +15,13 @@ from gsbench.report.ratios import (
     Comparison,
     Ratio,
     by_pass,
+    family,
     geometric_mean,
     in_order,
     rank,
     timing_of,
 )
-from gsbench.report.sweeps import CATEGORIES, SYMBOLS, coordinate, describe, varying
+from gsbench.report.sweeps import CATEGORIES, describe, difference, from_centre
 from gsbench.report.text import interval, milliseconds, size, times
 from gskernels.table import ALL_PASSES
 
@@ -51,14 +52,14 @@ def summary(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for pass_, group in by_pass(comparisons).items():
         rows.append([
-            Cell(pass_), Cell(str(len(group))), Cell(_wins(group)), Cell(_mean(group, subject_speedup)),
+            Cell(pass_), Cell(_wins(group)), Cell(str(len(group))), Cell(_mean(group, subject_speedup)),
             Cell(_mean(group, subject_to_anchor)), Cell(str(sum(map(lost_to_rival, group)))),
             Cell(str(sum(map(lost_to_anchor, group)))),
         ])  # fmt: skip
-    header = ("pass", "comparisons", "fastest", f"{SUBJECT} over best {RIVAL}", f"{SUBJECT} time / {ANCHOR}",
+    header = ("pass", "fastest", "comparisons", f"{SUBJECT} over best {RIVAL}", f"{SUBJECT} time / {ANCHOR}",
               f"lost to {RIVAL}", f"lost to {ANCHOR}")  # fmt: skip
     note = "Geometric means over the points, with their range. A loss counts if its whole interval is on that side."
-    return Table("At a glance", header, rows, note)
+    return Table("At a glance", header, rows, note, labels=2)
 
 
 def _wins(group: Sequence[Comparison]) -> str:
@@ -77,22 +78,20 @@ def _mean(group: Sequence[Comparison], against: Callable[[Comparison], Ratio | N
     return times(geometric_mean(values)) + span
 
 
-def losses(comparisons: Sequence[Comparison]) -> Table:
+def losses(comparisons: Sequence[Comparison], centre: Point) -> Table:
     """Every comparison that group_shared loses, the worst first."""
     lost = [c for c in comparisons if lost_to_rival(c) or lost_to_anchor(c)]
-    axes = varying(c.point for c in comparisons)
     rows = []
     for c in sorted(lost, key=_severity, reverse=True):
-        cells = [Cell(c.pass_), *point_cells(c.point, axes), Cell(c.subject or "")]
+        cells = [Cell(c.pass_), Cell(difference(c.point, centre)), Cell(c.subject or "")]
         for against, is_lost in ((subject_speedup, lost_to_rival(c)), (subject_to_anchor, lost_to_anchor(c))):
             ratio = against(c)
             cells.append(Cell("n/a") if ratio is None else Cell(interval(ratio), strong=is_lost, bad=is_lost))
         cells.append(Cell(c.winner))
         rows.append(cells)
     figures = (f"best {SUBJECT}", f"speed over best {RIVAL}", f"time / {ANCHOR}", "fastest of all")
-    header = ("pass", *_axis_header(axes), *figures)
-    note = f"{shared(comparisons, axes)} Bold: lost, the whole interval. The worst first."
-    return Table(f"Where {SUBJECT} loses", header, rows, note, labels=len(header) - 4)
+    note = f"{_default(centre)} Bold: lost, the whole interval. The worst first."
+    return Table(f"Where {SUBJECT} loses", ("pass", "point", *figures), rows, note, labels=3)
 
 
 def _severity(c: Comparison) -> float:
@@ -100,25 +99,31 @@ def _severity(c: Comparison) -> float:
     return max(1 / speedup.value if speedup else 0, ratio.value if ratio else 0)
 
 
-def ratio_tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """For each pass: speed over the best fixed_fan_in, time over bottleneck/torch, share of the roof."""
+def ratio_tables(comparisons: Sequence[Comparison], centre: Point) -> list[Table]:
+    """For each pass: speed over the best fixed_fan_in, time over bottleneck/torch, share of the roof.
+
+    A row a point, named by what sets it apart from the default point `centre`; a column an implementation.
+    """
     tables = []
-    for pass_, group in by_pass(comparisons).items():
+    for pass_, group in by_pass(from_centre(comparisons, centre)).items():
+        speed = f"{pass_}: speed over the best {RIVAL} (higher is better)"
+        time = f"{pass_}: time over {ANCHOR} (lower is better)"
         tables += [
-            _ratios(f"{pass_}: speed over the best {RIVAL} (higher is better)", group, Comparison.speedup, RIVAL),
-            _ratios(f"{pass_}: time over {ANCHOR} (lower is better)", group, Comparison.to_anchor, ANCHOR),
-            roofs(pass_, group),
+            _ratios(speed, group, centre, Comparison.speedup, RIVAL),
+            _ratios(time, group, centre, Comparison.to_anchor, ANCHOR),
+            _roofs(pass_, group, centre),
         ]
     return tables
 
 
 def _ratios(
-    title: str, group: Sequence[Comparison], against: Callable[[Comparison, str], Ratio | None], reference: str
-) -> Table:
-    names, axes = implementations(group), varying(c.point for c in group)
+    title: str, group: Sequence[Comparison], centre: Point, against: Callable[[Comparison, str], Ratio | None],
+    reference: str,
+) -> Table:  # fmt: skip
+    names = _columns(group)
     rows, daggers, reasons = [], False, []
     for c in group:
-        cells = point_cells(c.point, axes)
+        cells = [Cell(difference(c.point, centre))]
         if not any(against(c, name) for name in c.timed):
             reasons.append(c.why_untimed(reference))
         for name in names:
@@ -126,12 +131,12 @@ def _ratios(
             daggers |= ratio is not None and not ratio.interleaved
             cells.append(_ratio_cell(c, name, ratio))
         rows.append(cells)
-    note = shared(group, axes) + " Bold: the fastest; tie: its interval overlaps that of the fastest."
+    note = _default(centre) + " Bold: the fastest; tie: its interval overlaps that of the fastest."
     if daggers:
         note += f" {NOT_INTERLEAVED}: not timed in one interleaved block."
     if reasons:
         note += f" n/a: no ratio, for {'; '.join(dict.fromkeys(reasons))}."
-    return Table(title, (*_axis_header(axes), *names), rows, note, labels=max(1, len(axes)))
+    return Table(title, ("point", *names), rows, note)
 
 
 def _ratio_cell(c: Comparison, name: str, ratio: Ratio | None) -> Cell:
@@ -146,26 +151,23 @@ def _ratio_cell(c: Comparison, name: str, ratio: Ratio | None) -> Cell:
     return Cell(times(ratio.value) + dagger + mark, strong, hint=span)
 
 
-def roofs(pass_: str, group: Sequence[Comparison]) -> Table:
+def _roofs(pass_: str, group: Sequence[Comparison], centre: Point) -> Table:
     """Share of the roof: the floor of the layer's bytes and FLOPs over the measured median."""
-    names, axes = implementations(group), varying(c.point for c in group)
+    names = _columns(group)
     rows = []
     for c in group:
-        cells = point_cells(c.point, axes)
+        cells = [Cell(difference(c.point, centre))]
         for name in names:
             if name not in c.timed:
                 cells.append(untimed_cell(c, name))
                 continue
             share = c.timed[name].roof_share
             above = share is not None and share > 1
-            cells.append(
-                Cell("n/a" if share is None else f"{share:.1%}{' !' if above else ''}", strong=above, bad=above)
-            )
+            text = "n/a" if share is None else f"{share:.1%}{' !' if above else ''}"
+            cells.append(Cell(text, strong=above, bad=above))
         rows.append(cells)
-    note = (
-        f"{shared(group, axes)} Against the floor of its own bytes and FLOPs. !: above 100 %, a fault of the harness."
-    )
-    return Table(f"{pass_}: share of the roof", (*_axis_header(axes), *names), rows, note, labels=max(1, len(axes)))
+    note = f"{_default(centre)} Each against its own floor. !: above 100 %, a fault of the harness."
+    return Table(f"{pass_}: share of the roof", ("point", *names), rows, note)
 
 
 def untimed_cell(c: Comparison, name: str) -> Cell:
@@ -177,21 +179,13 @@ def implementations(group: Iterable[Comparison]) -> list[str]:
     return in_order(name for c in group for name in (*c.timed, *c.untimed))
 
 
-def point_cells(point: Point, axes: Sequence[str]) -> list[Cell]:
-    if not axes:
-        return [Cell("the only point")]
-    values = [coordinate(point, axis) for axis in axes]
-    return [Cell(f"{v:,}" if isinstance(v, int) else v) for v in values]
+def _columns(group: Iterable[Comparison]) -> list[str]:
+    """The subject first, where a narrow screen still shows it; then the order of the implementation table."""
+    return sorted(implementations(group), key=lambda name: family(name) != SUBJECT)
 
 
-def _axis_header(axes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(SYMBOLS.get(axis, axis) for axis in axes) or ("point",)
-
-
-def shared(group: Sequence[Comparison], axes: Sequence[str]) -> str:
-    """The coordinates that all points of the group share."""
-    common = describe(group[0].point, [axis for axis in (*AXES, *CATEGORIES) if axis not in axes])
-    return f"{common}." if common else ""
+def _default(centre: Point) -> str:
+    return f"Default: {describe(centre, (*AXES, *CATEGORIES))}."
 
 
 def all_cases(records: Sequence[Record]) -> Table:
