@@ -34,7 +34,7 @@ _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its vers
 
 def _layer(weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group_size: int) -> Layer:
     version = None if indices.is_inference() else indices._version
-    kept: tuple[int | None, dict[str, Any]] | None = _memos.get(indices)  # type: ignore[no-untyped-call]
+    kept: tuple[int | None, dict[str, Any]] | None = _memos.get(indices)
     if kept is None or kept[0] != version:
         kept = _memos[indices] = (version, {})
     # An alias: a memo that held its own key would keep it alive for ever.
@@ -212,7 +212,7 @@ def linear(
             layer; the message says which and what is allowed.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -8,7 +8,7 @@ once a topology and kept with it (`topology.memo`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,31 +16,35 @@ from torch import Tensor
 from gskernels.layer import Layer
 from gskernels.topology import GroupTopology
 
-# Gathered inputs, products and copies of one chunk. CPU: about the level-2 cache, measured best among 1 to 32 MiB;
-# CUDA: half of a large card's level-2 cache, and enough work for each launch.
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+# Gathered inputs, products and copies of one chunk. CPU: measured best among 1 to 32 MiB (2 cores of 1 MiB level-2
+# cache); CUDA: half of a large card's level-2 cache, and enough work for each launch.
+CHUNK_BYTES = {"cpu": 5 << 20, "cuda": 32 << 20}
 
 
 def forward(x: Tensor, layer: Layer) -> Tensor:
     """x [B, D] -> y [B, L]."""
+    fan_in, group_size = layer.sparse.fan_in, layer.sparse.group_size
     y = x.new_empty(x.shape[0], layer.labels)
     columns = x.t().contiguous()  # [D, B]
-    for groups, labels, size in _chunks(layer.sparse, x):
-        inputs = _gather(columns, layer.sparse, groups)  # [n, K, B]
-        weight = _grouped(layer.weight[labels], size)  # [n, G, K]
-        block = _split(y[:, labels], size).transpose(0, 1)  # [n, B, G]
+    chunks = _chunks(layer.sparse, x, fan_in + group_size)
+    gathered = _buffer(chunks, fan_in, x)
+    products = x.new_empty(0 if x.is_cuda else chunks[0].count * group_size * x.shape[0])
+    for chunk in chunks:
+        inputs = _gather(columns, layer.sparse, chunk, gathered)  # [n, K, B]
+        weight = _grouped(layer.weight[chunk.labels], chunk)  # [n, G, K]
+        block = _split(y[:, chunk.labels], chunk).transpose(0, 1)  # [n, B, G]
         if x.is_cuda:  # cuBLAS writes the strided block itself
             torch.bmm(inputs.mT, weight.mT, out=block)
         else:  # MKL is half as fast into rows that lie L apart: copy from cache
-            block.copy_(torch.bmm(inputs.mT, weight.mT))
+            block.copy_(torch.bmm(inputs.mT, weight.mT, out=products[: block.numel()].view(block.shape)))
     return y if layer.bias is None else y.add_(layer.bias)
 
 
 def grad_input(grad_out: Tensor, layer: Layer) -> Tensor:
     """grad_out [B, L] -> dx [B, D]; the sum over groups is taken in fp32 and rounded once."""
     total = _zeros(grad_out, layer)
-    for groups, labels, size in _chunks(layer.sparse, grad_out):
-        _scatter(total, _grad_block(grad_out, labels, size), layer, groups, labels, size)
+    for chunk in _chunks(layer.sparse, grad_out, 2 * layer.sparse.fan_in + layer.sparse.group_size):
+        _scatter(total, _grad_block(grad_out, chunk), layer, chunk)
     return total.t().to(grad_out.dtype).contiguous()
 
 
@@ -48,9 +52,11 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer) -> Tensor:
     """grad_out [B, L], x [B, D] -> dw [L, K]."""
     grad = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
     columns = x.t().contiguous()
-    for groups, labels, size in _chunks(layer.sparse, x):
-        inputs = _gather(columns, layer.sparse, groups)
-        torch.bmm(_grad_block(grad_out, labels, size), inputs.mT, out=_grouped(grad[labels], size))
+    chunks = _chunks(layer.sparse, x, 2 * layer.sparse.fan_in + layer.sparse.group_size)
+    gathered = _buffer(chunks, layer.sparse.fan_in, x)
+    for chunk in chunks:
+        inputs = _gather(columns, layer.sparse, chunk, gathered)
+        torch.bmm(_grad_block(grad_out, chunk), inputs.mT, out=_grouped(grad[chunk.labels], chunk))
     return grad
 
 
@@ -59,59 +65,84 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]
     total = _zeros(grad_out, layer)
     grad = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
     columns = x.t().contiguous()
-    for groups, labels, size in _chunks(layer.sparse, x):
-        block = _grad_block(grad_out, labels, size)
-        inputs = _gather(columns, layer.sparse, groups)
-        torch.bmm(block, inputs.mT, out=_grouped(grad[labels], size))
-        _scatter(total, block, layer, groups, labels, size)
+    chunks = _chunks(layer.sparse, x, 2 * layer.sparse.fan_in + layer.sparse.group_size)
+    gathered = _buffer(chunks, layer.sparse.fan_in, x)
+    for chunk in chunks:
+        block = _grad_block(grad_out, chunk)
+        inputs = _gather(columns, layer.sparse, chunk, gathered)
+        torch.bmm(block, inputs.mT, out=_grouped(grad[chunk.labels], chunk))
+        _scatter(total, block, layer, chunk)
     return total.t().to(grad_out.dtype).contiguous(), grad
 
 
-def _chunks(topology: GroupTopology, like: Tensor) -> Iterator[tuple[slice, slice, int]]:
-    """(groups, labels, labels a group) of each chunk; a ragged last group is a chunk of its own."""
-    size, batch = topology.group_size, max(1, like.shape[0])
+@dataclass(frozen=True)
+class _Chunk:
+    """`count` neighbouring groups of `size` labels each."""
+
+    groups: slice
+    labels: slice
+    size: int
+
+    @property
+    def count(self) -> int:
+        return int(self.groups.stop - self.groups.start)
+
+
+def _chunks(topology: GroupTopology, like: Tensor, rows: int) -> list[_Chunk]:
+    """Chunks of CHUNK_BYTES where a group needs `rows` rows of B numbers; a ragged last group is one of its own."""
+    size = topology.group_size
     whole = topology.labels // size
-    step = max(1, CHUNK_BYTES.get(like.device.type, 4 << 20) // ((2 * topology.fan_in + size) * batch * 4))
+    budget = CHUNK_BYTES.get(like.device.type, CHUNK_BYTES["cpu"])
+    step = max(1, budget // (rows * max(1, like.shape[0]) * 4))
+    chunks = []
     for start in range(0, whole, step):
         stop = min(start + step, whole)
-        yield slice(start, stop), slice(start * size, stop * size), size
+        chunks.append(_Chunk(slice(start, stop), slice(start * size, stop * size), size))
     if whole < topology.groups:
-        yield slice(whole, whole + 1), slice(whole * size, topology.labels), topology.labels - whole * size
+        labels = slice(whole * size, topology.labels)
+        chunks.append(_Chunk(slice(whole, whole + 1), labels, topology.labels - whole * size))
+    return chunks
 
 
-def _split(block: Tensor, size: int) -> Tensor:
+def _buffer(chunks: list[_Chunk], fan_in: int, like: Tensor) -> Tensor:
+    """Room for the gathered inputs of the largest chunk, the first: written again and again, it stays in cache."""
+    return like.new_empty(chunks[0].count * fan_in, like.shape[0])
+
+
+def _split(block: Tensor, chunk: _Chunk) -> Tensor:
     """[B, n G] as [B, n, G]."""
-    return block.view(block.shape[0], block.shape[1] // size, size)
+    return block.view(block.shape[0], chunk.count, chunk.size)
 
 
-def _grouped(rows: Tensor, size: int) -> Tensor:
+def _grouped(rows: Tensor, chunk: _Chunk) -> Tensor:
     """[n G, K] as [n, G, K]."""
-    return rows.view(rows.shape[0] // size, size, rows.shape[1])
+    return rows.reshape(chunk.count, chunk.size, rows.shape[1])
 
 
 def _indices(topology: GroupTopology) -> Tensor:
     return topology.memo("int32", topology.indices.int)  # [groups, K]; index_select takes no int16
 
 
-def _gather(columns: Tensor, topology: GroupTopology, groups: slice) -> Tensor:
-    """Rows of X^T [D, B] that the groups read: [n, K, B]."""
-    index = _indices(topology)[groups]
-    return columns.index_select(0, index.flatten()).view(*index.shape, columns.shape[1])
+def _gather(columns: Tensor, topology: GroupTopology, chunk: _Chunk, buffer: Tensor) -> Tensor:
+    """Rows of X^T [D, B] that the groups read: [n, K, B], in the buffer."""
+    index = _indices(topology)[chunk.groups].flatten()
+    rows = torch.index_select(columns, 0, index, out=buffer[: index.numel()])
+    return rows.view(chunk.count, topology.fan_in, columns.shape[1])
 
 
-def _grad_block(grad_out: Tensor, labels: slice, size: int) -> Tensor:
+def _grad_block(grad_out: Tensor, chunk: _Chunk) -> Tensor:
     """dY^T of the labels, [n, G, B]. Packed first: MKL and cuBLAS are slow on rows that lie L apart."""
-    return _split(grad_out[:, labels].contiguous(), size).permute(1, 2, 0)
+    return _split(grad_out[:, chunk.labels].contiguous(), chunk).permute(1, 2, 0)
 
 
 def _zeros(grad_out: Tensor, layer: Layer) -> Tensor:
     return torch.zeros(layer.sparse.dim, grad_out.shape[0], dtype=torch.float32, device=grad_out.device)
 
 
-def _scatter(total: Tensor, block: Tensor, layer: Layer, groups: slice, labels: slice, size: int) -> None:
+def _scatter(total: Tensor, block: Tensor, layer: Layer, chunk: _Chunk) -> None:
     """total [D, B] fp32 += W_g^T dY_g^T of the groups, at their inputs."""
-    part = torch.bmm(_grouped(layer.weight[labels], size).mT, block).flatten(0, 1).float()  # [n K, B]
-    index = _indices(layer.sparse)[groups].flatten()
+    part = torch.bmm(_grouped(layer.weight[chunk.labels], chunk).mT, block).flatten(0, 1).float()  # [n K, B]
+    index = _indices(layer.sparse)[chunk.groups].flatten()
     if total.is_cuda:
         total.index_add_(0, index, part)
     else:  # an expanded index makes scatter_add_ sort and then add whole rows: 1.6 times faster than index_add_
