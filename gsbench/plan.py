@@ -6,7 +6,7 @@ import fnmatch
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gsbench.case import AXES, Case, Point
 from gsbench.costs import Cost, cost
@@ -88,8 +88,8 @@ def _shapes(suite: Suite) -> list[Shape]:
         if suite.grid == "cross":
             shapes += [Shape(*combination) for combination in itertools.product(*values)]
         else:
-            default = [v[0] for v in values]
-            shapes.append(Shape(*default))
-            for i, axis in enumerate(values):
-                shapes += [Shape(*default[:i], value, *default[i + 1 :]) for value in axis[1:]]
+            default = Shape(**{axis: v[0] for axis, v in zip(AXES, values, strict=True)})
+            shapes.append(default)
+            for axis, v in zip(AXES, values, strict=True):
+                shapes += [replace(default, **{axis: value}) for value in v[1:]]
     return list(dict.fromkeys(shapes))

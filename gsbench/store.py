@@ -114,7 +114,8 @@ class RunWriter:
         except FileExistsError:
             raise UserError(f"{path}: exists already; resume it with --resume {path}, or choose another --out") from None
         except OSError as e:
-            raise UserError(f"{path}: cannot write results here: {e.strerror or e}; choose another folder with --out") from None
+            why = f"{path}: cannot write results here: {e.strerror or e}; choose another folder with --out"
+            raise UserError(why) from None
         return writer
 
     @classmethod
@@ -148,9 +149,8 @@ class RunWriter:
             except OSError as e:
                 os.truncate(file, before)
                 what = "the disk is full" if e.errno == errno.ENOSPC else e.strerror or str(e)
-                raise UserError(
-                    f"{file}: cannot write: {what}; every case so far is kept, continue with: gsbench run --resume {self.path}"
-                ) from None
+                how = f"every case so far is kept, continue with: gsbench run --resume {self.path}"
+                raise UserError(f"{file}: cannot write: {what}; {how}") from None
 
     def _fold_samples(self) -> None:
         live = self.path / SAMPLES_LIVE
@@ -165,10 +165,14 @@ class RunWriter:
             if row["key"] not in recorded:  # killed between the samples and their record: measured again
                 continue
             frames.append(
-                pd.DataFrame({
-                    "key": row["key"], "block_round": pd.array(row["block_round"], dtype="int32"),
-                    "sample": pd.RangeIndex(len(row["ms"])).astype("int32"), "ms": row["ms"],
-                })  # fmt: skip
+                pd.DataFrame(
+                    {
+                        "key": row["key"],
+                        "block_round": pd.array(row["block_round"], dtype="int32"),
+                        "sample": pd.RangeIndex(len(row["ms"])).astype("int32"),
+                        "ms": row["ms"],
+                    }
+                )
             )
         if frames:
             temporary = self.path / (SAMPLES + ".new")
@@ -198,7 +202,7 @@ def _write_durably(stream: IO[bytes], data: bytes) -> None:
 
 def _take_lock(path: Path) -> IO[str]:
     try:
-        lock = open(path / LOCK, "w")
+        lock = open(path / LOCK, "w")  # noqa: SIM115 - held by its open file
     except OSError as e:
         raise UserError(f"{path}: cannot write results here: {e.strerror or e}") from None
     try:

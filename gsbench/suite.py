@@ -182,9 +182,10 @@ def _extremes(suite: Suite, limit: str, value: str) -> list[tuple[int, int]]:
 def _in_words(error: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in error["loc"]) or "the suite"
     if error["type"] == "extra_forbidden":
-        known = {"axes": Axes, "points": NamedPoint, "timing": TimingSettings}.get(str(error["loc"][0]), Suite)
-        known = known if len(error["loc"]) > 1 else Suite
-        return f"unknown key {place!r}; known: {', '.join([*known.model_fields, *(['cpu'] if known is Suite else [])])}"
+        parts: dict[str, type[BaseModel]] = {"axes": Axes, "points": NamedPoint, "timing": TimingSettings}
+        known = parts.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
+        names = list(known.model_fields) if known else [*Suite.model_fields, "cpu"]
+        return f"unknown key {place!r}; known: {', '.join(names)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}, got {error['input']!r}" if error["type"] != "value_error" else (
         f"{place}: {message}"
@@ -231,4 +232,5 @@ def _numbers(text: str, items: list[str], kind: Callable[[str], float]) -> list[
     try:
         return [kind(item.replace("_", "")) for item in items]
     except ValueError:
-        raise UserError(f"--set {text!r}: takes {'whole ' if kind is int else ''}numbers, got {', '.join(items)!r}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"--set {text!r}: takes {what}, got {', '.join(items)!r}") from None

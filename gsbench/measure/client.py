@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -33,7 +34,7 @@ class WorkerClient:
     def __init__(self, device: str, log: Path, silence_s: float) -> None:
         self._silence_s = silence_s
         self._key = ""
-        self._log = open(log, "ab")
+        self._log = open(log, "ab")  # noqa: SIM115 - held until close()
         root = Path(__file__).parent.parent.parent
         paths = [str(root), str(root / "kernels")] if (root / "kernels").is_dir() else []
         inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
@@ -82,10 +83,8 @@ class WorkerClient:
     def close(self) -> None:
         """End the process, by force if it does not end by itself."""
         if self._process.stdin is not None:
-            try:
+            with contextlib.suppress(OSError):
                 self._process.stdin.close()
-            except OSError:
-                pass
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -97,7 +96,8 @@ class WorkerClient:
             line = self._lines.get(timeout=silence_s)
         except queue.Empty:
             self._kill()
-            raise WorkerGone("timeout", f"no sign of life for {silence_s:g} s; the process was replaced", self._key) from None
+            reason = f"no sign of life for {silence_s:g} s; the process was replaced"
+            raise WorkerGone("timeout", reason, self._key) from None
         if line is None:
             raise self._gone()
         event: Event = json.loads(line)
@@ -111,10 +111,8 @@ class WorkerClient:
         return WorkerGone("crashed", f"the measuring process {how}", self._key)
 
     def _kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
     def _pump(self) -> None:

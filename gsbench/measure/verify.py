@@ -78,7 +78,8 @@ class PoisonedAllocations(TorchDispatchMode):
 
 
 def poisoned() -> AbstractContextManager[Any]:
-    return PoisonedAllocations()
+    mode: AbstractContextManager[Any] = PoisonedAllocations()  # type: ignore[no-untyped-call]
+    return mode
 
 
 class _Error:

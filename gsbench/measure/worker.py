@@ -117,7 +117,8 @@ class Worker:
 
 def _take_device(name: str) -> IO[str] | None:
     """A lock that lives as long as this process; None while another holds it."""
-    lock = open(Path(tempfile.gettempdir()) / f"gsbench-{name.replace('/', '_')}.lock", "a")
+    file = Path(tempfile.gettempdir()) / f"gsbench-{name.replace('/', '_')}.lock"
+    lock = open(file, "a")  # noqa: SIM115 - held by its open file
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -58,4 +58,5 @@ def install(folder: Path) -> dict[str, str]:
     (info / "entry_points.txt").write_text("[gsbench.implementations]\nfaulty = faulty:IMPLEMENTATIONS\n")
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     root = Path(__file__).parent.parent.parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(root), str(root / "kernels"), *inherited])}
+    path = os.pathsep.join([str(folder), str(root), str(root / "kernels"), *inherited])
+    return {**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder)}  # TMPDIR: a device lock of our own
