@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gsbench
 import gskernels
 
 _PACKAGE = Path(__file__).parent.parent
@@ -21,12 +22,13 @@ _KEPT_ON_RESUME = ("python", "torch", "triton", "cuda", "driver")
 def versions() -> dict[str, Any]:
     """Package versions and the commit, without importing any of the packages."""
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("torch", "triton", "numpy", "gsbench"):
+    for package in ("torch", "triton", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    found["git_commit"] = _git("rev-parse", "HEAD")
+    found["gsbench"] = gsbench.__version__
+    found["git_commit"] = os.environ.get("GSBENCH_COMMIT") or _git("rev-parse", "HEAD")  # set it where .git is not
     found["git_dirty"] = bool(_git("status", "--porcelain", "--untracked-files=no"))
     return found
 

@@ -113,6 +113,7 @@ class GraphTimer:
 
     def __init__(self, rotating: list[Call]) -> None:
         """rotating: calls on different copies of the operands, enough to pass the L2 between two uses of one."""
+        self._rotating = rotating  # the graph reads their operands at every replay
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

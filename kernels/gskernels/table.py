@@ -107,23 +107,57 @@ def _csr_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
     return None
 
 
+def _embedding_bag_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
+    if device == "cuda" and dtype == "bf16" and pass_ in (GRAD_WEIGHT, BACKWARD):
+        return "torch's embedding_bag has no bf16 gradient of per-sample weights on CUDA"
+    return None
+
+
+# ---- modelled temporaries: bytes beside the outputs of one call -------------------------------------------------
+
+
+def _masked_workspace(shape: Shape, pass_: str, item: int) -> int:
+    return shape.labels * shape.dim * item if pass_ in (FORWARD, GRAD_INPUT) else 0  # weight * mask
+
+
+def _bottleneck_workspace(shape: Shape, pass_: str, item: int) -> int:
+    return 0 if pass_ == GRAD_WEIGHT else shape.batch * shape.bottleneck_rank * item  # the hidden activations
+
+
+def _densify_workspace(shape: Shape, pass_: str, item: int) -> int:
+    chunk = min(64 << 20, shape.labels * shape.dim * item)
+    return chunk + (4 * shape.batch * shape.dim if pass_ in (GRAD_INPUT, BACKWARD) else 0)
+
+
+def _gather_workspace(shape: Shape, pass_: str, item: int) -> int:
+    return min(64 << 20, shape.labels * shape.fan_in * shape.batch * item) + shape.batch * shape.dim * item
+
+
+def _transposed_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """X^T in the input type and, for grad_input, dX^T in fp32."""
+    return shape.batch * shape.dim * (item + (4 if pass_ in (GRAD_INPUT, BACKWARD) else 0))
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
-    Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL"),
+    Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL",
+                   workspace=_bottleneck_workspace),
     Implementation("masked_dense/torch", "gskernels.masked_dense", "masked",
-                   "simulated sparsity: full matrix times a mask, what most sparse-training code does"),
-    Implementation("fixed_fan_in/gather", "gskernels.fixed_fan_in.gather", "sparse", "plain torch: gather, multiply, sum"),
+                   "simulated sparsity: full matrix times a mask, what most sparse-training code does",
+                   workspace=_masked_workspace),
+    Implementation("fixed_fan_in/gather", "gskernels.fixed_fan_in.gather", "sparse", "plain torch: gather, multiply, sum",
+                   workspace=_gather_workspace),
     Implementation("fixed_fan_in/csr", "gskernels.fixed_fan_in.csr", "sparse", "torch.sparse CSR: cuSPARSE / MKL",
                    limit=_csr_limit),
     Implementation("fixed_fan_in/embedding_bag", "gskernels.fixed_fan_in.embedding_bag", "sparse",
-                   "weighted bags over the columns of X"),
+                   "weighted bags over the columns of X", limit=_embedding_bag_limit),
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
-                   "scatter a chunk of labels to dense, then cuBLAS / MKL"),
+                   "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
-                   devices=("cuda",)),
+                   devices=("cuda",), workspace=_transposed_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
-                   "gather and tensor-core product, atomic grad_input", devices=("cuda",)),
+                   "gather and tensor-core product, atomic grad_input", devices=("cuda",), workspace=_transposed_workspace),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
