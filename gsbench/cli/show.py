@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     import rich.table
 
     from gsbench.report.tables import Table
+
+
+PIPED_WIDTH = 120  # columns in a file or a pipe
+FULL_WIDTH = 108  # columns that a comparison with all its figures takes
 
 
 def show(
@@ -40,6 +45,8 @@ def show(
     from gsbench.report.text import ceilings_line, device_line, software_line
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, PIPED_WIDTH))
     for one in data:
         records = latest(one.records)
         comparisons = compare(records)
@@ -49,7 +56,8 @@ def show(
                 console.print(Text(line, style="dim"))
         if not failures:
             for comparison in comparisons:
-                console.print(_rich(tables.absolute(comparison)))
+                table = tables.absolute(comparison)
+                console.print(_rich(table if console.width >= FULL_WIDTH else _narrowed(table)))
             for answer in answers(comparisons):
                 console.print(Text(" ".join((f"[{answer.setting}]", *answer.sentences))))
         timed = sum(record.timing is not None for record in records)
@@ -59,16 +67,27 @@ def show(
         console.print(Text(f"{len(records)} cases: {timed} timed, {len(records) - timed} not"))
 
 
+def _narrowed(table: Table) -> Table:
+    """For a small terminal: without the interval, the flags and what was not timed (which is listed below)."""
+    kept = [i for i, heading in enumerate(table.header) if heading not in ("95 % interval", "flags")]
+    timed = [row for row in table.rows if row[table.header.index("median ms")].text]
+    rows = [[row[i] for i in kept] for row in timed]
+    return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
+
+
 def _rich(table: Table) -> rich.table.Table:
     """Texts as they are: a name from a record is never read as markup."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    drawn = RichTable(
+        title=Text(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for i, heading in enumerate(table.header):
-        text = i < table.labels or i == len(table.header) - 1
-        drawn.add_column(Text(heading), justify="left" if text else "right", overflow="fold")
+        words = heading in ("flags", "cases", "reason", "first of them")
+        left = i < table.labels or words
+        drawn.add_column(Text(heading), justify="left" if left else "right", overflow="fold", no_wrap=not words)
     for row in table.rows:
         drawn.add_row(*(Text(cell.text, style="bold green" if cell.strong else "") for cell in row))
     return drawn

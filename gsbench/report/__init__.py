@@ -54,26 +54,27 @@ def _section(run: RunData, anchor: str, styles: dict[str, Style], alone: bool) -
     from gsbench.report.figures import draw
     from gsbench.report.page import Section
     from gsbench.report.ratios import by_setting, compare
-    from gsbench.report.sweeps import declared_default, default_point
+    from gsbench.report.sweeps import Naming, declared_default, default_point, suite_names
 
     records = latest(run.records)
     comparisons = compare(records)
-    declared = declared_default(part(run.manifest, "suite"))
-    images = _images(draw(comparisons, styles, declared), "" if alone else f"{anchor}-")
+    suite = part(run.manifest, "suite")
+    declared, known = declared_default(suite), suite_names(suite)
+    images = _images(draw(comparisons, styles, declared, known), "" if alone else f"{anchor}-")
     settings = by_setting(comparisons)
-    centres = {s: default_point([c.point for c in group], declared) for s, group in settings.items()}
+    naming = {s: Naming(default_point([c.point for c in g], declared), known) for s, g in settings.items()}
     names = {setting: str(setting) if len(settings) > 1 else "" for setting in settings}
     return Section(
         anchor=anchor,
         name=run.name,
-        title=str(part(run.manifest, "suite").get("title") or part(run.manifest, "suite").get("name") or run.name),
+        title=str(suite.get("title") or suite.get("name") or run.name),
         facts=_facts(run),
         notices=_notices(run, timed=bool(comparisons)),
         answers=answers(comparisons),
         summaries=[(names[s], tables.summary(group)) for s, group in settings.items()],
         images=images,
         tables=[
-            (names[s], [tables.losses(group, centres[s]), *tables.ratio_tables(group, centres[s])])
+            (names[s], [tables.losses(group, naming[s]), *tables.ratio_tables(group, naming[s])])
             for s, group in settings.items()
         ],
         trouble=[table for table in (tables.flags(records), tables.failures(records)) if table.rows],

@@ -53,6 +53,11 @@ def lost_to_anchor(c: Comparison) -> bool:
     return ratio is not None and ratio.low > 1
 
 
+def undecided(ratio: Ratio) -> bool:
+    """The interval holds 1: neither side is faster beyond its noise."""
+    return ratio.low <= 1 <= ratio.high
+
+
 def answers(comparisons: Sequence[Comparison]) -> list[Answer]:
     """One answer a setting, cold first; none where nothing was timed."""
     return [
@@ -122,19 +127,21 @@ def _losses(
     if not contests:
         return ""
     losses = sorted(((c, r) for c, r in contests if lost(c)), key=lambda item: order(item[1]))
-    if not losses:
-        return f"to {name} in none of {len(contests)}"
-    worst, ratio = losses[0]
-    return f"to {name} in {len(losses)} of {len(contests)} (worst: {place(worst)}, {in_words(ratio)})"
+    unsure = sum(undecided(r) for _, r in contests)
+    words = [f"worst: {place(c)}, {in_words(r)}" for c, r in losses[:1]] + [f"{unsure} undecided"] * (unsure > 0)
+    note = f" ({'; '.join(words)})" if words else ""
+    return f"to {name} in {len(losses) or 'none'} of {len(contests)}{note}"
 
 
 def _spread(group: Sequence[Comparison], against: Against) -> str:
-    """Geometric mean and range in words; empty without values."""
-    values = [r.value for c in group if (r := against(c)) is not None]
-    if len(values) < 2:
-        return times(values[0]) if values else ""
-    span = f"from {times(min(values))} to {times(max(values))}"
-    return f"{times(geometric_mean(values))} (geometric mean of {len(values)}, {span})"
+    """Geometric mean and range in words, and how many intervals hold 1; empty without values."""
+    ratios = [r for c in group if (r := against(c)) is not None]
+    if not ratios:
+        return ""
+    values, unsure = [r.value for r in ratios], sum(map(undecided, ratios))
+    words = [f"geometric mean of {len(values)}, from {times(min(values))} to {times(max(values))}"] * (len(values) > 1)
+    words += [f"{unsure} undecided"] * (unsure > 0)
+    return times(geometric_mean(values)) + (f" ({'; '.join(words)})" if words else "")
 
 
 def _why(group: Sequence[Comparison], reference: str) -> str:

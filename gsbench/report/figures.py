@@ -15,17 +15,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from gsbench.case import Point
 from gsbench.report.palette import Style
 from gsbench.report.ratios import ANCHOR, RIVAL, SUBJECT, Comparison, by_pass, by_setting, in_order, timing_of
-from gsbench.report.sweeps import AXIS_TITLES, CATEGORIES, along, coordinate, default_point, describe, short, varying
+from gsbench.report.sweeps import (
+    AXIS_TITLES,
+    CATEGORIES,
+    Naming,
+    along,
+    coordinate,
+    default_point,
+    describe,
+    from_centre,
+    short,
+    varying,
+)  # fmt: skip
 from gsbench.report.text import milliseconds, size, times
+from gskernels.table import Shape
 
 DPI = 180
 WIDTH = 5.4  # inches: the text stays readable on a phone
 PLOT_HEIGHT = 3.1
 LONGEST_NAME = 34  # characters of a name in a legend
 ABOVE = 0.52  # inches for the title and what the y axis means
+MOST_POINTS = 6  # points off every axis that get a figure of their own
 FLOOR_REACH = 20.0  # a floor further than this below every curve would flatten them: it leaves the plot
 INK, MUTED, GRID = "#20242a", "#5c6470", "#dfe3e8"
 RC: dict[str, Any] = {
@@ -67,10 +79,12 @@ PLOTS = (
 )
 
 
-def draw(comparisons: Sequence[Comparison], styles: dict[str, Style], declared: dict[str, int | str]) -> Iterator[Drawing]:
-    """Figures by setting, dtype, pass and axis; then memory. Where nothing varies, bars at the only point.
+def draw(
+    comparisons: Sequence[Comparison], styles: dict[str, Style], declared: dict[str, int | str], named: dict[Shape, str]
+) -> Iterator[Drawing]:
+    """Figures by setting, dtype, pass and axis; then memory. A few points that lie on no axis get one of their own.
 
-    `declared` holds the suite's default point (gsbench.report.sweeps.declared_default).
+    `declared` and `named` hold the suite's default point and named points (see gsbench.report.sweeps).
     """
     settings = by_setting(comparisons)
     dtypes = sorted({c.point.dtype for c in comparisons})
@@ -82,23 +96,28 @@ def draw(comparisons: Sequence[Comparison], styles: dict[str, Style], declared: 
             prefix = "".join(f"{w}-" for w in [setting.slug] * (len(settings) > 1) + [dtype] * (len(dtypes) > 1))
             for pass_, of_pass in by_pass(group).items():
                 heading = ", ".join([pass_, *words])
-                yield from _of_pass(of_pass, styles, centre, heading, prefix + pass_)
+                yield from _of_pass(of_pass, styles, Naming(centre, named), heading, prefix + pass_)
 
 
 def _of_pass(
-    group: Sequence[Comparison], styles: dict[str, Style], centre: Point, heading: str, stem: str
+    group: Sequence[Comparison], styles: dict[str, Style], naming: Naming, heading: str, stem: str
 ) -> Iterator[Drawing]:
     axes = [axis for axis in varying(c.point for c in group) if axis != "dtype"]
-    lines = {axis: line for axis in axes if len(line := along(group, axis, centre)) > 1}
+    lines = {axis: line for axis in axes if len(line := along(group, axis, naming.centre)) > 1}
     for axis, line in lines.items():
         for plot in PLOTS:
             if any(_curves(line, axis, plot).values()):
                 yield _sweep(line, axis, plot, styles, heading, f"{stem}-{axis}-{plot.name}")
-    here = [c for c in group if c.point == centre]
-    if here and not lines:
-        yield _bars(here[0], styles, heading, f"{stem}-point-time")
-    if here and any(r.peak_extra_bytes for r in here[0].timed.values()):
-        yield _memory(here[0], styles, heading, f"{stem}-memory")
+    drawn = {c.point for line in lines.values() for c in line}
+    apart = [c for c in from_centre(group, naming.centre) if c.point not in drawn]
+    apart = apart if len(apart) <= MOST_POINTS else []
+    for c in apart:
+        name = naming.of(c.point)
+        yield _bars(c, styles, heading, f"{stem}-{name}-time", name)
+    for c in [*(c for c in group if c.point == naming.centre and c not in apart), *apart]:
+        if any(r.peak_extra_bytes for r in c.timed.values()):
+            name = naming.of(c.point)
+            yield _memory(c, styles, heading, f"{stem}-{name}-memory", name)
 
 
 def _position(line: Sequence[Comparison], axis: str) -> list[float]:
@@ -180,14 +199,14 @@ def _absences(line: Sequence[Comparison], axis: str, plot: Plot) -> str:
     return f" Not drawn: {'; '.join(words)}." if words else ""
 
 
-def _bars(c: Comparison, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
-    """Times at the only point: dots with their interval, the floor of each as a tick."""
-    names = sorted(c.timed, key=lambda name: timing_of(c.timed[name]).median_ms)
+def _bars(c: Comparison, styles: dict[str, Style], heading: str, stem: str, name: str) -> Drawing:
+    """Times at one point: dots with their interval, the floor of each as a tick."""
+    names = sorted(c.timed, key=lambda n: timing_of(c.timed[n]).median_ms)
     with _house_style():
         figure, ax = _rows(names)
         values = []
-        for y, name in enumerate(names):
-            t, floor, style = timing_of(c.timed[name]), c.timed[name].floor_ms, styles[name]
+        for y, each in enumerate(names):
+            t, floor, style = timing_of(c.timed[each]), c.timed[each].floor_ms, styles[each]
             ax.plot([t.ci_low_ms, t.ci_high_ms], [y, y], color=style.color, linewidth=5, alpha=0.35)
             ax.plot(t.median_ms, y, color=style.color, marker=style.marker, markersize=9, markeredgecolor="white")
             _beside(ax, t.median_ms, y, f"{milliseconds(t.median_ms)} ms")
@@ -196,19 +215,19 @@ def _bars(c: Comparison, styles: dict[str, Style], heading: str, stem: str) -> D
                 ax.plot(floor, y, color=MUTED, marker="|", markersize=14, markeredgewidth=2)
                 values.append(floor)
         _log_x(ax, values, milliseconds)
-        _title(figure, f"{heading}: time of one call", "median, ms  (lower is better; grey tick: floor)")
+        _title(figure, f"{heading}: time of one call", f"{name}: median, ms  (grey tick: floor)")
         return _finish(figure, stem, heading, "time of one call", f"At {describe(c.point, AXIS_TITLES)}.")
 
 
-def _memory(c: Comparison, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
-    """Peak memory above the inputs beside the model's, at the default point."""
-    held = {name: r.peak_extra_bytes for name, r in c.timed.items() if r.peak_extra_bytes}
-    names = sorted(held, key=lambda name: held[name])
+def _memory(c: Comparison, styles: dict[str, Style], heading: str, stem: str, name: str) -> Drawing:
+    """Peak memory above the inputs beside the model's, at one point."""
+    held = {n: r.peak_extra_bytes for n, r in c.timed.items() if r.peak_extra_bytes}
+    names = sorted(held, key=lambda n: held[n])
     with _house_style():
         figure, ax = _rows(names)
         values: list[float] = []
-        for y, name in enumerate(names):
-            peak, model, style = held[name], c.timed[name].modelled_extra_bytes, styles[name]
+        for y, each in enumerate(names):
+            peak, model, style = held[each], c.timed[each].modelled_extra_bytes, styles[each]
             if model:
                 ax.plot([peak, model], [y, y], color=style.color, linewidth=2, alpha=0.5)
                 ax.plot(model, y, color=style.color, marker="o", markersize=10, fillstyle="none", markeredgewidth=1.6)
@@ -217,7 +236,7 @@ def _memory(c: Comparison, styles: dict[str, Style], heading: str, stem: str) ->
             _beside(ax, max(peak, model or 0), y, size(peak))
             values.append(peak)
         _log_x(ax, values, size)
-        _title(figure, f"{heading}: extra memory", "above the inputs  (lower is better; dot: measured, ring: model)")
+        _title(figure, f"{heading}: extra memory", f"{name}: above the inputs  (dot: measured, ring: model)")
         return _finish(figure, stem, heading, "extra memory", f"At {describe(c.point, AXIS_TITLES)}, outputs included.")
 
 
@@ -278,10 +297,11 @@ def _log_y(ax: Axes, low: float, high: float, form: Any) -> None:
 def _log_x(ax: Axes, values: Sequence[float], form: Any) -> None:
     low, high = min(values), max(values)
     span = max(high / low, 2)
-    low, high = low / span**0.06, high * span**0.28  # room for the text on the right
+    reach = high * span**0.1
+    low, high = low / span**0.06, high * span**0.45  # room for the text on the right
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ticks = binary_ticks(low, high) if form is size else log_ticks(low, high)
+    ticks = binary_ticks(low, reach) if form is size else log_ticks(low, reach)
     ticks = ticks[:: max(1, -(-len(ticks) // 4))]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([_plain(form(t)) for t in ticks]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gsbench.case import AXES, Point
 from gsbench.report.ratios import Comparison
+from gskernels.table import Shape
 
 CATEGORIES = ("pattern", "dtype")
 SYMBOLS = {"batch": "B", "dim": "D", "labels": "L", "fan_in": "K", "group_size": "G"}
@@ -38,8 +40,13 @@ def varying(points: Iterable[Point]) -> list[str]:
 
 
 def declared_default(suite: dict[str, Any]) -> dict[str, int | str]:
-    """What the suite of a manifest says of its default point: the first value of each axis, pattern and dtype."""
+    """What the suite of a manifest says of its default point: the first value of each axis, pattern and dtype.
+
+    A suite of named points only has its first one as the default.
+    """
     axes = suite.get("axes")
+    if not axes:
+        axes = {axis: [getattr(shape, axis)] for shape in list(suite_names(suite))[:1] for axis in AXES}
     lists = {"pattern": suite.get("patterns"), "dtype": suite.get("dtypes"), **(axes if isinstance(axes, dict) else {})}
     return {a: values[0] for a, values in lists.items() if a in AXIS_TITLES and isinstance(values, list) and values}
 
@@ -88,10 +95,42 @@ def along(comparisons: Iterable[Comparison], axis: str, centre: Point) -> list[C
     return sorted(line, key=lambda c: _number_then_text(coordinate(c.point, axis)))
 
 
-def difference(point: Point, centre: Point) -> str:
-    """What sets a point apart from the default one, in words: "B=1 zipf", or "default"."""
-    here, there = coordinates(centre), coordinates(point)
-    return describe(point, [axis for axis in here if here[axis] != there[axis]]) or "default"
+@dataclass(frozen=True)
+class Naming:
+    """What a table calls a point: the suite's name for it, or what sets it apart from the default point."""
+
+    centre: Point
+    named: dict[Shape, str] = field(default_factory=dict)
+
+    def of(self, point: Point) -> str:
+        """In words: "default", "B=1 zipf", or a name of the suite such as "A670K fp16"."""
+        here, there = coordinates(self.centre), coordinates(point)
+        apart = [axis for axis in here if here[axis] != there[axis]]
+        if point.shape not in self.named:
+            return describe(point, apart) or "default"
+        return " ".join([self.named[point.shape], *(str(there[axis]) for axis in apart if axis in CATEGORIES)])
+
+    @property
+    def legend(self) -> str:
+        """What the names stand for."""
+        words = [f"{name}: {_of_shape(shape)}." for shape, name in self.named.items()]
+        if self.centre.shape not in self.named:
+            words.insert(0, f"Default: {describe(self.centre, AXIS_TITLES)}.")
+        return " ".join(words)
+
+
+def suite_names(suite: dict[str, Any]) -> dict[Shape, str]:
+    """The points that the suite of a manifest gives by name."""
+    points = suite.get("points")
+    named = {}
+    for point in points if isinstance(points, list) else []:
+        if isinstance(point, dict) and point.get("name") and all(isinstance(point.get(a), int) for a in AXES):
+            named[Shape(**{axis: point[axis] for axis in AXES})] = str(point["name"])
+    return named
+
+
+def _of_shape(shape: Shape) -> str:
+    return " ".join(f"{SYMBOLS[axis]}={getattr(shape, axis):,}" for axis in AXES)
 
 
 def from_centre(comparisons: Iterable[Comparison], centre: Point) -> list[Comparison]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gsbench.case import AXES, Point
+from gsbench.case import AXES
 from gsbench.record import Record
 from gsbench.report.answer import lost_to_anchor, lost_to_rival, subject_speedup, subject_to_anchor
 from gsbench.report.ratios import (
@@ -21,7 +21,7 @@ from gsbench.report.ratios import (
     rank,
     timing_of,
 )
-from gsbench.report.sweeps import CATEGORIES, describe, difference, from_centre
+from gsbench.report.sweeps import Naming, from_centre
 from gsbench.report.text import interval, milliseconds, size, times
 from gskernels.table import ALL_PASSES
 
@@ -78,19 +78,19 @@ def _mean(group: Sequence[Comparison], against: Callable[[Comparison], Ratio | N
     return times(geometric_mean(values)) + span
 
 
-def losses(comparisons: Sequence[Comparison], centre: Point) -> Table:
+def losses(comparisons: Sequence[Comparison], naming: Naming) -> Table:
     """Every comparison that group_shared loses, the worst first."""
     lost = [c for c in comparisons if lost_to_rival(c) or lost_to_anchor(c)]
     rows = []
     for c in sorted(lost, key=_severity, reverse=True):
-        cells = [Cell(c.pass_), Cell(difference(c.point, centre)), Cell(c.subject or "")]
+        cells = [Cell(c.pass_), Cell(naming.of(c.point)), Cell(c.subject or "")]
         for against, is_lost in ((subject_speedup, lost_to_rival(c)), (subject_to_anchor, lost_to_anchor(c))):
             ratio = against(c)
             cells.append(Cell("n/a") if ratio is None else Cell(interval(ratio), strong=is_lost, bad=is_lost))
         cells.append(Cell(c.winner))
         rows.append(cells)
     figures = (f"best {SUBJECT}", f"speed over best {RIVAL}", f"time / {ANCHOR}", "fastest of all")
-    note = f"{_default(centre)} Bold: lost, the whole interval. The worst first."
+    note = f"{naming.legend} Bold: lost, the whole interval. The worst first."
     return Table(f"Where {SUBJECT} loses", ("pass", "point", *figures), rows, note, labels=3)
 
 
@@ -99,31 +99,31 @@ def _severity(c: Comparison) -> float:
     return max(1 / speedup.value if speedup else 0, ratio.value if ratio else 0)
 
 
-def ratio_tables(comparisons: Sequence[Comparison], centre: Point) -> list[Table]:
+def ratio_tables(comparisons: Sequence[Comparison], naming: Naming) -> list[Table]:
     """For each pass: speed over the best fixed_fan_in, time over bottleneck/torch, share of the roof.
 
-    A row a point, named by what sets it apart from the default point `centre`; a column an implementation.
+    A row a point, named by what sets it apart from the default point; a column an implementation.
     """
     tables = []
-    for pass_, group in by_pass(from_centre(comparisons, centre)).items():
+    for pass_, group in by_pass(from_centre(comparisons, naming.centre)).items():
         speed = f"{pass_}: speed over the best {RIVAL} (higher is better)"
         time = f"{pass_}: time over {ANCHOR} (lower is better)"
         tables += [
-            _ratios(speed, group, centre, Comparison.speedup, RIVAL),
-            _ratios(time, group, centre, Comparison.to_anchor, ANCHOR),
-            _roofs(pass_, group, centre),
+            _ratios(speed, group, naming, Comparison.speedup, RIVAL),
+            _ratios(time, group, naming, Comparison.to_anchor, ANCHOR),
+            _roofs(pass_, group, naming),
         ]
     return tables
 
 
 def _ratios(
-    title: str, group: Sequence[Comparison], centre: Point, against: Callable[[Comparison, str], Ratio | None],
+    title: str, group: Sequence[Comparison], naming: Naming, against: Callable[[Comparison, str], Ratio | None],
     reference: str,
 ) -> Table:  # fmt: skip
     names = _columns(group)
     rows, daggers, reasons = [], False, []
     for c in group:
-        cells = [Cell(difference(c.point, centre))]
+        cells = [Cell(naming.of(c.point))]
         if not any(against(c, name) for name in c.timed):
             reasons.append(c.why_untimed(reference))
         for name in names:
@@ -131,7 +131,7 @@ def _ratios(
             daggers |= ratio is not None and not ratio.interleaved
             cells.append(_ratio_cell(c, name, ratio))
         rows.append(cells)
-    note = _default(centre) + " Bold: the fastest; tie: its interval overlaps that of the fastest."
+    note = naming.legend + " Bold: the fastest; tie: its interval overlaps that of the fastest."
     if daggers:
         note += f" {NOT_INTERLEAVED}: not timed in one interleaved block."
     if reasons:
@@ -151,12 +151,12 @@ def _ratio_cell(c: Comparison, name: str, ratio: Ratio | None) -> Cell:
     return Cell(times(ratio.value) + dagger + mark, strong, hint=span)
 
 
-def _roofs(pass_: str, group: Sequence[Comparison], centre: Point) -> Table:
+def _roofs(pass_: str, group: Sequence[Comparison], naming: Naming) -> Table:
     """Share of the roof: the floor of the layer's bytes and FLOPs over the measured median."""
     names = _columns(group)
     rows = []
     for c in group:
-        cells = [Cell(difference(c.point, centre))]
+        cells = [Cell(naming.of(c.point))]
         for name in names:
             if name not in c.timed:
                 cells.append(untimed_cell(c, name))
@@ -166,7 +166,7 @@ def _roofs(pass_: str, group: Sequence[Comparison], centre: Point) -> Table:
             text = "n/a" if share is None else f"{share:.1%}{' !' if above else ''}"
             cells.append(Cell(text, strong=above, bad=above))
         rows.append(cells)
-    note = f"{_default(centre)} Each against its own floor. !: above 100 %, a fault of the harness."
+    note = f"{naming.legend} Each against its own floor. !: above 100 %, a fault of the harness."
     return Table(f"{pass_}: share of the roof", ("point", *names), rows, note)
 
 
@@ -182,10 +182,6 @@ def implementations(group: Iterable[Comparison]) -> list[str]:
 def _columns(group: Iterable[Comparison]) -> list[str]:
     """The subject first, where a narrow screen still shows it; then the order of the implementation table."""
     return sorted(implementations(group), key=lambda name: family(name) != SUBJECT)
-
-
-def _default(centre: Point) -> str:
-    return f"Default: {describe(centre, (*AXES, *CATEGORIES))}."
 
 
 def all_cases(records: Sequence[Record]) -> Table:
@@ -252,22 +248,21 @@ def flags(records: Sequence[Record]) -> Table:
 
 
 def absolute(c: Comparison) -> Table:
-    """One comparison in full, for the terminal: median, interval, both ratios, roof, status."""
+    """One comparison in full, for the terminal: status, median, interval, both ratios, roof, flags."""
     rows = []
     for name in implementations([c]):
         if name not in c.timed:
-            failed = c.untimed[name]
-            why = f"{failed.status}: {failed.reason}" if failed.reason else failed.status
-            rows.append([Cell(name), *[Cell("")] * 5, Cell(why)])
+            rows.append([Cell(name), Cell(c.untimed[name].status), *[Cell("")] * 6])
             continue
         record, t = c.timed[name], timing_of(c.timed[name])
-        speedup, ratio = c.speedup(name), c.to_anchor(name)
+        speedup, ratio, best = c.speedup(name), c.to_anchor(name), name == c.winner
         rows.append([
-            Cell(name, strong=name == c.winner), Cell(milliseconds(t.median_ms), strong=name == c.winner),
+            Cell(name, strong=best), Cell("tie" if name in c.tied else "ok"), Cell(milliseconds(t.median_ms), strong=best),
             Cell(f"{milliseconds(t.ci_low_ms)} to {milliseconds(t.ci_high_ms)}"),
             Cell(times(speedup.value) if speedup else "n/a"), Cell(times(ratio.value) if ratio else "n/a"),
-            Cell("n/a" if record.roof_share is None else f"{record.roof_share:.1%}"),
-            Cell("ok" + (", tie" if name in c.tied else "") + "".join(f", {flag}" for flag in record.validity)),
+            Cell("n/a" if record.roof_share is None else f"{record.roof_share:.1%}"), Cell("; ".join(record.validity)),
         ])  # fmt: skip
-    header = ("implementation", "median ms", "95 % interval", f"over best {RIVAL}", f"/ {ANCHOR}", "roof", "status")
-    return Table(f"{c.pass_}  {c.point}  ({c.setting})", header, rows)
+    header = ["implementation", "status", "median ms", "95 % interval", "speed\n/ fan_in", "time\n/ bottl.", "roof", "flags"]
+    if not any(row[-1].text for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return Table(f"{c.pass_}  {c.point}  ({c.setting})", tuple(header), rows, labels=2)

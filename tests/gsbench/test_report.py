@@ -17,7 +17,7 @@ from gsbench.report.figures import log_ticks
 from gsbench.report.page import escaped
 from gsbench.report.palette import palette
 from gsbench.report.ratios import Comparison, compare
-from gsbench.report.sweeps import along, declared_default, default_point, varying
+from gsbench.report.sweeps import Naming, along, declared_default, default_point, suite_names, varying
 from gsbench.report.tables import NOT_INTERLEAVED, flags, losses, ratio_tables
 from gsbench.store import read_run
 from gskernels.table import IMPLEMENTATIONS
@@ -96,7 +96,7 @@ class TestRatios:
 
     def test_a_ratio_of_different_blocks_is_marked(self) -> None:
         c = one(s.timed(GROUP, 1.0, block="a"), s.timed(FAN, 2.0, block="b"), s.timed(BOTTLENECK, 2.0, block="a"))
-        first, second, _ = ratio_tables([c], s.point())
+        first, second, _ = ratio_tables([c], Naming(s.point()))
         cells = {name: cell.text for name, cell in zip(first.header, first.rows[0], strict=True)}
         assert (cells[GROUP], cells[FAN]) == ("2.00×" + NOT_INTERLEAVED, "1.00×")
         assert NOT_INTERLEAVED not in second.rows[0][second.header.index(GROUP)].text
@@ -112,11 +112,11 @@ class TestAnswer:
             "group_shared/triton in 1; 1 is too close to call."
         )
         assert "1.68× (geometric mean of 4, from 0.50× to 4.00×) as fast as the best fixed_fan_in" in much
-        assert "1.33× (geometric mean of 4, from 0.50× to 5.00×) the time of bottleneck/torch" in much
+        assert "1.33× (geometric mean of 4, from 0.50× to 5.00×; 1 undecided) the time of bottleneck/torch" in much
         assert "to the best fixed_fan_in in 1 of 4 (worst: forward at B=1 D=768 L=131,072" in losing
         assert "0.50× as fast)" in losing
         assert "to bottleneck/torch in 2 of 4 (worst: forward at B=1 D=768" in losing
-        assert "5.00× its time)" in losing
+        assert losing.endswith("5.00× its time; 1 undecided).")
 
     def test_losing_nowhere_is_said(self) -> None:
         (answer,) = answers(compare([s.timed(GROUP, 1.0), s.timed(FAN, 2.0), s.timed(BOTTLENECK, 3.0)]))
@@ -135,7 +135,7 @@ class TestAnswer:
         assert [a.setting.mode for a in answers(compare(records))] == ["cold", "hot"]
 
     def test_every_losing_case_is_in_the_table_worst_first(self) -> None:
-        table = losses(compare(sweep()), s.point())
+        table = losses(compare(sweep()), Naming(s.point()))
         batch, over_fan, over_bottleneck = (
             table.header.index(h) for h in ("point", "speed over best fixed_fan_in", "time / bottleneck/torch")
         )
@@ -146,7 +146,7 @@ class TestAnswer:
 
 class TestTables:
     def test_the_winner_is_bold_ties_are_named_and_failures_show(self) -> None:
-        speed, time, roof = ratio_tables(compare(sweep()), s.point())
+        speed, time, roof = ratio_tables(compare(sweep()), Naming(s.point()))
         rows = {row[0].text: dict(zip(speed.header, row, strict=True)) for row in speed.rows}
         assert [rows["default"][n].text for n in (GROUP, FAN, CSR)] == ["4.00×", "1.00×", "0.12×"]
         assert [name for name, cell in rows["default"].items() if cell.strong] == [GROUP]
@@ -160,7 +160,7 @@ class TestTables:
         assert {row[0].text for row in flags(records).rows} == {
             "above 100 % of the roof: a fault of the harness", "power cap",
         }  # fmt: skip
-        assert "120.0% !" in {cell.text for cell in ratio_tables(compare(records), s.point())[2].rows[0]}
+        assert "120.0% !" in {cell.text for cell in ratio_tables(compare(records), Naming(s.point()))[2].rows[0]}
 
 
 class TestSweeps:
@@ -171,6 +171,15 @@ class TestSweeps:
         assert declared == {"batch": 1, "pattern": "uniform"}
         assert default_point(points, declared) == s.point(batch=1)
 
+    def test_points_are_named_by_the_suite_or_by_what_differs(self) -> None:
+        suite = {"points": [{"name": "A3M", "batch": 128, "dim": 768, "labels": 2812281, "fan_in": 128, "group_size": 64}]}
+        known = s.point(batch=128, labels=2812281, fan_in=128)
+        naming = Naming(s.point(), suite_names(suite))
+        assert declared_default(suite) == {"batch": 128, "dim": 768, "labels": 2812281, "fan_in": 128, "group_size": 64}
+        assert [naming.of(p) for p in (known, s.point(), s.point(batch=1, pattern="zipf"))] == ["A3M", "default", "B=1 zipf"]
+        assert "A3M: B=128 D=768 L=2,812,281 K=128 G=64." in naming.legend
+        assert suite_names({"points": [{"name": "half"}, 3], "axes": 7}) == {}
+
     def test_a_line_differs_in_its_axis_only(self) -> None:
         line = along(compare([s.timed(GROUP, 1.0, p) for p in s.star()]), "batch", s.point())
         assert [c.point.shape.batch for c in line] == [1, 16, 64, 256, 1024]
@@ -180,7 +189,7 @@ class TestSweeps:
 
 class TestFigures:
     def test_each_axis_has_its_three_views_as_png_and_svg(self, rendered: Path) -> None:
-        stems = [f"forward-batch-{kind}" for kind in ("ratio", "speedup", "time")] + ["forward-memory"]
+        stems = [f"forward-batch-{kind}" for kind in ("ratio", "speedup", "time")] + ["forward-default-memory"]
         assert sorted(f.name for f in (rendered / "figures").iterdir()) == [
             f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")
         ]  # fmt: skip
@@ -292,7 +301,7 @@ class TestOddRuns:
 
     def test_a_single_case(self, tmp_path: Path) -> None:
         files = render(s.write(tmp_path / "run", [s.timed(GROUP, 1.0)]), tmp_path / "out")
-        assert [file.name for file in files[2:]] == ["forward-point-time.png", "forward-point-time.svg"]
+        assert [file.name for file in files[2:]] == ["forward-default-time.png", "forward-default-time.svg"]
         text = files[0].read_text()
         assert "no winner can be named" in text
         assert "bottleneck/torch was not measured" in text
@@ -335,8 +344,8 @@ class TestSeveralRuns:
         assert 'id="b"' in page
         assert "Agreement between runs" in page
         assert [f.stem for f in files[2::2]] == [
-            "a-forward-point-time", "b-cold-cuda_events-cuda-1-forward-point-time",
-            "b-cold-cuda_graph-cuda-1-forward-point-time",
+            "a-forward-default-time", "b-cold-cuda_events-cuda-1-forward-default-time",
+            "b-cold-cuda_graph-cuda-1-forward-default-time",
         ]  # fmt: skip
 
     def test_cases_are_paired_by_method_and_the_largest_disagreement_leads(self, tmp_path: Path) -> None:

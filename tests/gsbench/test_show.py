@@ -33,19 +33,29 @@ def run(tmp_path: Path) -> Path:
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    """The words of the first line that begins with each word."""
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    return {words[0]: words for words in reversed(lines)}
 
 
 def test_each_implementation_has_median_ratios_roof_and_status(app: typer.Typer, run: Path) -> None:
     result = CliRunner().invoke(app, ["show", str(run)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     shown = rows(result.output)
-    assert " ".join(shown["group_shared/triton"][1:]) == "0.5 0.499 to 0.501 2.00× 1.25× 61.0% ok"
-    assert " ".join(shown["fixed_fan_in/triton"][1:]) == "1 0.998 to 1.002 1.00× 2.50× n/a ok"
-    assert "oom: CUDA out of memory: 4.50 GiB" in result.output
+    assert " ".join(shown["group_shared/triton"][1:]) == "ok 0.5 0.499 to 0.501 2.00× 1.25× 61.0%"
+    assert " ".join(shown["fixed_fan_in/triton"][1:]) == "ok 1 0.998 to 1.002 1.00× 2.50× n/a"
+    assert shown["dense/torch"][:2] == ["dense/torch", "oom"]
+    assert "CUDA out of memory: 4.50 GiB" in result.output
     assert "Made-up GPU" in result.output
     assert "torch 2.7.0" in result.output
     assert "5 cases: 4 timed, 1 not" in result.output
+
+
+def test_a_small_terminal_keeps_whole_figures(app: typer.Typer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    result = CliRunner().invoke(app, ["show", str(run)], env={"COLUMNS": "80"})
+    assert " ".join(rows(result.output)["group_shared/triton"][1:]) == "ok 0.5 2.00× 1.25× 61.0%"
+    assert "…" not in result.output
 
 
 def test_names_are_never_read_as_markup(app: typer.Typer, run: Path) -> None:
