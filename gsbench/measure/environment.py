@@ -21,7 +21,7 @@ _KEPT_ON_RESUME = ("python", "torch", "triton", "cuda", "driver")
 
 def versions() -> dict[str, Any]:
     """Package versions and the commit, without importing any of the packages."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": _platform()}
     for package in ("torch", "triton", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
@@ -63,6 +63,11 @@ def probe_device(device: str) -> dict[str, Any]:
         "type": "cpu", "name": _cpu_name(), "memory_bytes": memory_bytes(), "cache_bytes": _last_level_cache(),
         "threads": torch.get_num_threads(), "uuid": None,
     }  # fmt: skip
+
+
+def _platform() -> str:
+    libc = "".join(platform.libc_ver())
+    return " ".join(part for part in (platform.system(), platform.machine(), libc) if part)
 
 
 def _git(*arguments: str) -> str | None:

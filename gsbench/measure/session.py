@@ -68,7 +68,7 @@ class Session:
             manifest = self.writer.manifest
             hello = self._worker.hello
             if not manifest.get("device"):
-                manifest["device"] = hello["device"]
+                manifest["device"] = {k: v for k, v in hello["device"].items() if k != "uuid"}
                 manifest["environment"] |= {"cuda": hello["cuda"], "driver": hello["driver"], "nvml": hello["nvml"] or "ok"}
             known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
             for event in self._worker.request(do="ceilings", dtypes=self.suite.dtypes, **known):
