@@ -16,7 +16,7 @@ FAMILY_SHADES: dict[str, tuple[str, ...]] = {
     "dense": ("#1a1a1a", "#6b6b6b"),
     "bottleneck": ("#008a63", "#4fc3a1"),
     "masked_dense": ("#c2669a", "#7d3560"),
-    "fixed_fan_in": ("#56b4e9", "#0b3c63", "#0072b2", "#8aa5d6", "#2f5fd0", "#3aa6b9"),
+    "fixed_fan_in": ("#56b4e9", "#0b3c63", "#0072b2", "#9fd8d8", "#2f5fd0", "#3aa6b9"),
     "group_shared": ("#e69f00", "#d55e00", "#8c2d04", "#f4714a"),
 }
 OTHER_SHADES = ("#7a4fbf", "#9a8500", "#3d7a7a", "#a05050")

@@ -13,7 +13,7 @@ from gsbench.record import Record
 from gsbench.report import render
 from gsbench.report.agreement import agreement, shared_cases
 from gsbench.report.answer import answers
-from gsbench.report.figures import log_ticks
+from gsbench.report.canvas import log_ticks
 from gsbench.report.page import escaped
 from gsbench.report.palette import palette
 from gsbench.report.ratios import Comparison, compare
