@@ -143,6 +143,9 @@ def _anchors(names: Sequence[str]) -> list[str]:
 def _write(out: Path, files: dict[str, bytes]) -> list[Path]:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (out / "figures").iterdir():  # of an earlier report with more of them
+            if old.suffix in (".png", ".svg") and f"figures/{old.name}" not in files:
+                old.unlink()
         for name, content in files.items():
             (out / name).write_bytes(content)
     except OSError as e:

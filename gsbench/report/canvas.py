@@ -43,6 +43,15 @@ def plot(entries: int) -> tuple[Figure, Axes]:
     return figure, figure.add_axes((0.115, below / height, 0.85, PLOT_HEIGHT / height))
 
 
+def pair(entries: int) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Two plots side by side with one legend of four columns below them."""
+    below, above = 0.56 + 0.174 * ((entries + 3) // 4), ABOVE + 0.45
+    height = above + PLOT_HEIGHT + below
+    figure = Figure(figsize=(2 * WIDTH, height))
+    left, right = (figure.add_axes((x, below / height, 0.415, PLOT_HEIGHT / height)) for x in (0.06, 0.565))
+    return figure, (left, right)
+
+
 def rows(names: Sequence[str]) -> tuple[Figure, Axes]:
     """One row a name, the names on the left."""
     plot, below = 0.32 * len(names) + 0.2, 0.32
@@ -120,8 +129,8 @@ def _plain(text: str) -> str:
     return (number.rstrip("0").rstrip(".") if mark and "." in number and "e" not in number else number) + mark
 
 
-def legend_below(figure: Figure, ax: Axes) -> None:
-    figure.legend(*ax.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=2,
+def legend_below(figure: Figure, ax: Axes, columns: int = 2) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.01, 0.0), ncols=columns,
                   handlelength=2.9, columnspacing=1.0, borderaxespad=0.3, labelspacing=0.35)  # fmt: skip
 
 

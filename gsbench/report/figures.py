@@ -59,6 +59,7 @@ PLOTS = (
     Plot("ratio", f"time over {ANCHOR}", "multiple of its time  (lower is better)", ANCHOR),
     Plot("time", "time of one call", "median, ms  (lower is better)", ""),
 )
+RELATIVE = PLOTS[:2]
 
 
 def draw(
@@ -87,6 +88,8 @@ def _of_pass(
     axes = [axis for axis in varying(c.point for c in group) if axis != "dtype"]
     lines = {axis: line for axis in axes if len(line := along(group, axis, naming.centre)) > 1}
     for axis, line in lines.items():
+        if axis == "group_size" and all(_curves(line, axis, plot) for plot in RELATIVE):
+            yield _pair(line, axis, styles, heading, f"{stem}-{axis}")
         for plot in PLOTS:
             if any(_curves(line, axis, plot).values()):
                 yield _sweep(line, axis, plot, styles, heading, f"{stem}-{axis}-{plot.name}")
@@ -135,35 +138,55 @@ def _floor(line: Sequence[Comparison], axis: str) -> tuple[str, list[tuple[float
     return f"floor of {SUBJECT if has_subject else 'the fastest'}", points
 
 
-def _sweep(line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
+def _curve_panel(ax: Axes, line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style]) -> None:
     curves = _curves(line, axis, plot)
+    for name, curve in curves.items():
+        style = styles[name]
+        x, middle, low, high = zip(*curve, strict=True)
+        ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=style.layer - 1)
+        ax.plot(x, middle, color=style.color, marker=style.marker, markersize=6 if style.width > 2 else 5,
+                markeredgecolor="white", markeredgewidth=0.6, linestyle=style.line, linewidth=style.width,
+                zorder=style.layer, label=canvas.fitting(name))  # fmt: skip
+    lows = [low for curve in curves.values() for _, _, low, _ in curve]
+    highs = [high for curve in curves.values() for _, _, _, high in curve]
+    if plot.reference:
+        ax.axhline(1, color=canvas.MUTED, linewidth=1.2, zorder=1.5)
+        lows, highs = [*lows, 1.0], [*highs, 1.0]
+    else:
+        label, floor = _floor(line, axis)
+        if floor:
+            x, y = zip(*floor, strict=True)
+            ax.plot(x, y, color=canvas.MUTED, linestyle=(0, (1, 1.5)), linewidth=1.6, zorder=1.8, label=label)
+            lows.append(max(min(y), min(lows) / FLOOR_REACH))
+    canvas.log_y(ax, min(lows), max(highs), times if plot.reference else milliseconds)
+    _x_axis(ax, axis, line)
+
+
+def _pair(line: Sequence[Comparison], axis: str, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
+    """Both relative views side by side: the figure that stands for the whole run, in a README say."""
     with canvas.house_style():
-        figure, ax = canvas.plot(len(curves) + 1)
-        for name, curve in curves.items():
-            style = styles[name]
-            x, middle, low, high = zip(*curve, strict=True)
-            ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=style.layer - 1)
-            ax.plot(x, middle, color=style.color, marker=style.marker, markersize=6 if style.width > 2 else 5,
-                    markeredgecolor="white", markeredgewidth=0.6, linestyle=style.line, linewidth=style.width,
-                    zorder=style.layer, label=canvas.fitting(name))  # fmt: skip
-        lows = [low for curve in curves.values() for _, _, low, _ in curve]
-        highs = [high for curve in curves.values() for _, _, _, high in curve]
-        if plot.reference:
-            ax.axhline(1, color=canvas.MUTED, linewidth=1.2, zorder=1.5)
-            lows, highs = [*lows, 1.0], [*highs, 1.0]
-        else:
-            label, floor = _floor(line, axis)
-            if floor:
-                x, y = zip(*floor, strict=True)
-                ax.plot(x, y, color=canvas.MUTED, linestyle=(0, (1, 1.5)), linewidth=1.6, zorder=1.8, label=label)
-                lows.append(max(min(y), min(lows) / FLOOR_REACH))
-        canvas.log_y(ax, min(lows), max(highs), times if plot.reference else milliseconds)
-        _x_axis(ax, axis, line)
+        figure, panels = canvas.pair(max(len(_curves(line, axis, plot)) for plot in RELATIVE))
+        for ax, plot in zip(panels, RELATIVE, strict=True):
+            _curve_panel(ax, line, axis, plot, styles)
+            ax.set_title(f"{plot.title}\n{plot.ylabel}", loc="left", fontsize=10, fontweight="normal")
+        canvas.title(figure, f"{heading}, against {AXIS_TITLES[axis]}", f"at {describe(line[0].point, _fixed(axis))}")
+        canvas.legend_below(figure, panels[1], columns=4)
+        return _finish(figure, stem, heading, f"speed and time against both rivals, by {AXIS_TITLES[axis]}",
+                       f"At {describe(line[0].point, _fixed(axis))}.")  # fmt: skip
+
+
+def _fixed(axis: str) -> list[str]:
+    return [a for a in AXIS_TITLES if a != axis]
+
+
+def _sweep(line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
+    with canvas.house_style():
+        figure, ax = canvas.plot(len(_curves(line, axis, plot)) + 1)
+        _curve_panel(ax, line, axis, plot, styles)
         canvas.title(figure, f"{heading}: {plot.title}", plot.ylabel)
         canvas.legend_below(figure, ax)
-        fixed = [a for a in AXIS_TITLES if a != axis]
         return _finish(figure, stem, heading, f"{plot.title}, by {AXIS_TITLES[axis]}",
-                       f"At {describe(line[0].point, fixed)}.{_absences(line, axis, plot)}")  # fmt: skip
+                       f"At {describe(line[0].point, _fixed(axis))}.{_absences(line, axis, plot)}")  # fmt: skip
 
 
 def _absences(line: Sequence[Comparison], axis: str, plot: Plot) -> str:

@@ -1,0 +1,146 @@
+"""Every Triton kernel compiles for the GPUs we name, and spills no registers where a configuration can be chosen.
+
+Needs neither a GPU nor a driver. What is launched, with which constants, comes from the launchers themselves: they run
+on meta tensors, and a stand-in for `tune.launch` compiles instead of starting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from gskernels import tune  # noqa: E402
+from gskernels.fixed_fan_in import triton as per_label  # noqa: E402
+from gskernels.group_shared import triton as grouped  # noqa: E402
+from gskernels.layer import Layer  # noqa: E402
+from gskernels.topology import GroupTopology  # noqa: E402
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "i16", torch.int32: "i32",
+         torch.int64: "i64"}  # fmt: skip
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+# B, D, L, K, G, dtype: the suites' default point, its group sizes, the published shapes, and shapes whose rows have no
+# 16-byte pieces. Left out: what changes only run-time arguments (B from 64 on, D, L).
+GROUPED = [
+    (256, 768, 655_360, 64, 32, BF16), (256, 768, 655_360, 64, 16, BF16), (256, 768, 655_360, 64, 128, BF16),
+    (64, 384, 670_091, 64, 16, BF16), (128, 768, 2_812_281, 128, 64, BF16), (100, 300, 2049, 100, 256, FP16),
+    (1, 768, 655_360, 33, 7, BF16), (256, 768, 655_360, 64, 32, FP32), (100, 300, 2049, 100, 256, FP32),
+]  # fmt: skip
+PER_LABEL = [(256, 768, 655_360, 64, 1, BF16), (17, 300, 2049, 33, 1, FP16), (1000, 96, 333, 64, 1, FP32)]
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+def signature(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
+
+
+def compiled(launch: Launch, capability: int) -> tuple[str, int]:
+    """(PTX, bytes of stack a thread spills to), with arguments specialised as the launcher would."""
+    names = launch.kernel.arg_names
+    options = {key: launch.constants[key] for key in ("num_warps", "num_stages") if key in launch.constants}
+    constants = {key: value for key, value in launch.constants.items() if key in names}
+    values = dict(zip([name for name in names if name not in constants], launch.args, strict=True))
+    constants |= {name: 1 for name, value in values.items() if isinstance(value, int) and value == 1}
+    types = {name: "constexpr" if name in constants else signature(values[name]) for name in names}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, value in values.items()
+        if name not in constants and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0))
+    }
+    source = ASTSource(launch.kernel, types, {(names.index(k),): v for k, v in constants.items()}, aligned)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(binary.asm["cubin"])
+        usage = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"STACK:(\d+)", usage)
+    assert found, usage
+    return binary.asm["ptx"], int(found[1])
+
+
+def operands(
+    batch: int, dim: int, labels: int, fan_in: int, group: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, Layer]:
+    indices = torch.empty(-(-labels // group), fan_in, dtype=torch.int16, device="meta")
+    layer = Layer(torch.empty(labels, fan_in, dtype=dtype, device="meta"), GroupTopology(indices, labels, dim, group))
+    plan = per_label.Plan(*(torch.empty(9, dtype=t, device="meta") for t in (torch.int32, torch.int16, torch.int64)))
+    config = per_label.grad_input_config(grouped.Problem.of(batch, layer))
+    layer.sparse.memo(per_label.plan_key(config), lambda: plan)
+    return (torch.empty(batch, dim, dtype=dtype, device="meta"), torch.empty(batch, labels, dtype=dtype, device="meta"),
+            layer)  # fmt: skip
+
+
+def grouped_launches(launched: list[Launch], shape: tuple[Any, ...], everything: bool) -> None:
+    x, dy, layer = operands(*shape)
+    problem = grouped.Problem.of(x.shape[0], layer)
+    tma = [0] if grouped.TensorDescriptor is None or not problem.contiguous_rows else [1, 0]
+    for config in [c for c in grouped.forward_candidates(problem) if c["TMA"] in tma][: None if everything else 1]:
+        grouped._forward(x, layer, problem, config)
+    for with_input, with_weight in ((True, True), (True, False), (False, True)):
+        for config in grouped.gradients_candidates(problem, with_input)[: None if everything else 1]:
+            grouped._gradients(dy, x if with_weight else None, layer, problem, config, with_input)
+    grouped._ordered_grad_input(dy, layer, problem)
+
+
+def per_label_launches(launched: list[Launch], shape: tuple[Any, ...], everything: bool) -> None:
+    x, dy, layer = operands(*shape)
+    problem = grouped.Problem.of(x.shape[0], layer)
+    for config in per_label.forward_candidates(problem)[: None if everything else 1]:
+        per_label._forward(x, layer, problem, config)
+    for config in per_label.grad_weight_candidates(problem)[: None if everything else 1]:
+        per_label._grad_weight(dy, x, layer, problem, config)
+    per_label._grad_input(dy, layer, problem, per_label.grad_input_config(problem))
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the launchers would have started."""
+    launches: list[Launch] = []
+
+    def note(kernel: Any, grid: Any, args: Any, config: Any, **constants: Any) -> None:
+        launch = Launch(kernel, tuple(args), {**config, **constants})
+        if all((l.kernel, l.constants) != (kernel, launch.constants) for l in launches):
+            launches.append(launch)
+
+    monkeypatch.setattr(tune, "launch", note)
+    return launches
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=str)
+def test_group_shared_compiles_without_spills(launched: list[Launch], shape: tuple[Any, ...]) -> None:
+    grouped_launches(launched, shape, everything=False)
+    spills = {(l.kernel.__name__, *l.constants.items()): compiled(l, 90)[1] for l in launched}
+    assert not any(spills.values()), {key: value for key, value in spills.items() if value}
+
+
+@pytest.mark.parametrize("shape", PER_LABEL, ids=str)
+def test_fixed_fan_in_compiles_without_spills(launched: list[Launch], shape: tuple[Any, ...]) -> None:
+    per_label_launches(launched, shape, everything=False)
+    spills = {(l.kernel.__name__, *l.constants.items()): compiled(l, 90)[1] for l in launched}
+    assert not any(spills.values()), {key: value for key, value in spills.items() if value}
