@@ -74,9 +74,9 @@ def cdiv(a: int, b: int) -> int:
 
 
 def distance(one: str, other: str) -> float:
-    """How far apart two shape classes are: the sum of |log2| over their sizes; infinite between types."""
+    """How far apart two shape classes are: the sum of |log2| over their sizes; infinite between widths of numbers."""
     mine, theirs = one.split(), other.split()
-    if len(mine) != len(theirs) or mine[-1] != theirs[-1]:
+    if (mine[-1] == "float32") != (theirs[-1] == "float32"):
         return math.inf
     total = 0.0 if mine[-2] == theirs[-2] else 1.0
     for a, b in zip(mine[:-2], theirs[:-2], strict=True):
@@ -85,9 +85,15 @@ def distance(one: str, other: str) -> float:
     return total
 
 
-def nearest(table: Mapping[str, Config], kernel: str, shape: str) -> Config | None:
-    """The configuration of the nearest shape class of that kernel, or None if the table has no such kernel."""
-    entries = [(distance(shape, key.split("|")[1]), key) for key in table if key.split("|")[0] == kernel]
+def nearest(
+    table: Mapping[str, Config], kernel: str, shape: str, legal: Callable[[Config], bool] = lambda config: True
+) -> Config | None:
+    """The legal configuration of the nearest shape class of that kernel, or None if the table has none."""
+    entries = [
+        (distance(shape, key.split("|")[1]), key)
+        for key, config in table.items()
+        if key.split("|")[0] == kernel and legal(config)
+    ]
     entries = [entry for entry in entries if math.isfinite(entry[0])]
     return dict(table[min(entries)[1]]) if entries else None
 
@@ -121,7 +127,7 @@ def choose(
         _read_disk_once()
         found = _chosen.get(full)
     if found is None and not (measurable and mode == "full"):
-        found = nearest(table, kernel, shape)
+        found = nearest(table, kernel, shape, legal)
     if found is not None and legal(found):
         _chosen[full] = found
         return found

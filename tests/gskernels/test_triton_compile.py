@@ -99,11 +99,11 @@ def operands(
 def grouped_launches(launched: list[Launch], shape: tuple[Any, ...], everything: bool) -> None:
     x, dy, layer = operands(*shape)
     problem = grouped.Problem.of(x.shape[0], layer)
-    tma = [0] if grouped.TensorDescriptor is None or not problem.contiguous_rows else [1, 0]
-    for config in [c for c in grouped.forward_candidates(problem) if c["TMA"] in tma][: None if everything else 1]:
-        grouped._forward(x, layer, problem, config)
+    for engine in (True, False):
+        for config in grouped.forward_candidates(problem, engine)[: None if everything else 1]:
+            grouped._forward(x, layer, problem, config)
     for with_input, with_weight in ((True, True), (True, False), (False, True)):
-        for config in grouped.gradients_candidates(problem, with_input)[: None if everything else 1]:
+        for config in grouped.gradients_candidates(problem, with_input, with_weight)[: None if everything else 1]:
             grouped._gradients(dy, x if with_weight else None, layer, problem, config, with_input)
     grouped._ordered_grad_input(dy, layer, problem)
 

@@ -20,7 +20,7 @@ from gskernels.fixed_fan_in.triton_kernels import (
     label_grad_weight_kernel,
     take_kernel,
 )
-from gskernels.group_shared.triton import Problem, distinct, transpose
+from gskernels.group_shared.triton import Problem, distinct, transpose, without
 from gskernels.layer import Layer
 from gskernels.topology import GroupTopology
 from gskernels.tune import Config
@@ -42,8 +42,9 @@ class Plan:
     offsets: Tensor
 
     @classmethod
-    def of(cls, topology: GroupTopology, chunk: int, block: int, unroll: int) -> Plan:
-        """Lists are padded to the longest of their block of inputs, rounded up to `unroll`."""
+    def of(cls, topology: GroupTopology, config: Config) -> Plan:
+        """Lists are padded to the longest of their BLOCK_D inputs, rounded up to UNROLL."""
+        chunk, block, unroll = config["CHUNK"], config["BLOCK_D"], config["UNROLL"]
         wide = topology.labels * topology.fan_in >= 2**31
         blocks = tune.cdiv(topology.dim, block)
         step = max(1, PLAN_ENTRIES // (chunk * topology.fan_in)) * chunk
@@ -68,6 +69,10 @@ class Plan:
         return cls(torch.cat(sources), torch.cat(locals_), torch.nn.functional.pad(ends, (1, 0)))
 
 
+def plan_key(config: Config) -> str:
+    return f"fixed_fan_in/triton: plan {config['CHUNK']} {config['BLOCK_D']} {config['UNROLL']}"
+
+
 def indices_by_input(topology: GroupTopology) -> Tensor:
     """[K, L]: neighbouring labels side by side."""
 
@@ -83,30 +88,36 @@ def indices_by_input(topology: GroupTopology) -> Tensor:
 # ---- configurations ---------------------------------------------------------------------------------------------
 
 
-def _config(problem: Problem, block_b: int, span: int, warps: int, **more: int) -> Config:
-    block_b = max(16, min(block_b, tune.power_of_two(problem.batch)))
-    while span > 1 and (problem.stride % (span * block_b) or span * block_b > problem.stride):
-        span //= 2
-    return {"BLOCK_B": block_b, "SPAN": span, "num_warps": warps, "num_stages": 1, **more}
+def fitted(problem: Problem, config: Config) -> Config:
+    """The configuration within what the batch and the registers allow: narrower pieces, fewer of them."""
+    block_b = min(config["BLOCK_B"], max(16, tune.power_of_two(problem.batch)))
+    most = max(1, min(problem.stride, 256) // block_b)
+    if problem.dtype == torch.float32:
+        most, config = min(most, 2), {**config, "UNROLL": min(config["UNROLL"], 8)}
+    return {**config, "BLOCK_B": block_b, "SPAN": min(config["SPAN"], most)}
 
 
 def forward_candidates(problem: Problem) -> list[Config]:
-    options = [(64, 2, 4, 32, 4), (64, 1, 4, 32, 4), (64, 2, 4, 16, 4), (64, 2, 8, 32, 4)]
-    return distinct([_config(problem, b, s, w, BLOCK_L=l, UNROLL=u, PHASE=1024) for b, s, w, l, u in options])
+    options = [(2, 4, 32, 4), (2, 4, 16, 8), (1, 4, 32, 4), (2, 8, 64, 4)]
+    return distinct(
+        fitted(problem, {"BLOCK_B": 64, "SPAN": s, "num_warps": w, "num_stages": 1, "BLOCK_L": l, "UNROLL": u,
+                         "PHASE": 1024})
+        for s, w, l, u in options
+    )  # fmt: skip
 
 
 def grad_weight_candidates(problem: Problem) -> list[Config]:
-    options = [(64, 4, 4, 16, 4), (64, 4, 8, 32, 4), (64, 2, 4, 16, 8), (64, 4, 4, 16, 8)]
-    return distinct([_config(problem, b, s, w, BLOCK_L=l, UNROLL=u) for b, s, w, l, u in options])
+    options = [(4, 4, 16, 16), (4, 4, 16, 8), (4, 8, 32, 8), (2, 4, 16, 8)]
+    return distinct(
+        fitted(problem, {"BLOCK_B": 64, "SPAN": s, "num_warps": w, "num_stages": 1, "BLOCK_L": l, "UNROLL": u})
+        for s, w, l, u in options
+    )
 
 
 def grad_input_config(problem: Problem) -> Config:
     """Not tuned: every candidate wants a plan of its own, as large as the weights."""
-    return _config(problem, 64, 1, 8, CHUNK=512, BLOCK_D=32, UNROLL=4, PROGRAMS=2)
-
-
-def _legal(config: Config, problem: Problem) -> bool:
-    return problem.stride % (config["BLOCK_B"] * config["SPAN"]) == 0
+    return fitted(problem, {"BLOCK_B": 64, "SPAN": 2, "num_warps": 16, "num_stages": 1, "BLOCK_D": 64, "UNROLL": 4,
+                            "CHUNK": 1024, "PROGRAMS": 2})  # fmt: skip
 
 
 # ---- launchers --------------------------------------------------------------------------------------------------
@@ -135,20 +146,18 @@ def _grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, co
 
 
 def _grad_input(grad_out: Tensor, layer: Layer, problem: Problem, config: Config) -> Tensor:
-    config = dict(config)
-    programs, key = config.pop("PROGRAMS"), (config["CHUNK"], config["BLOCK_D"], config["UNROLL"])
-    plan = layer.sparse.memo(f"fixed_fan_in/triton: {key}", lambda: Plan.of(layer.sparse, *key))
+    plan = layer.sparse.memo(plan_key(config), lambda: Plan.of(layer.sparse, config))
     weights = torch.empty(len(plan.source), dtype=layer.weight.dtype, device=grad_out.device)
     tune.launch(take_kernel, (tune.cdiv(len(weights), 1024),),
                 (layer.weight.contiguous(), plan.source, weights, len(weights)), {"num_warps": 4}, BLOCK=1024)  # fmt: skip
     grad_t = transpose(grad_out, grad_out.dtype, problem.stride)
     slices = tune.cdiv(problem.batch, config["SPAN"] * config["BLOCK_B"])
-    chunks, blocks = tune.cdiv(problem.labels, key[0]), tune.cdiv(problem.dim, key[1])
-    parts = max(1, min(chunks, tune.multiprocessors(grad_out.get_device()) * programs // slices))
+    chunks, blocks = tune.cdiv(problem.labels, config["CHUNK"]), tune.cdiv(problem.dim, config["BLOCK_D"])
+    parts = max(1, min(chunks, tune.multiprocessors(grad_out.get_device()) * config["PROGRAMS"] // slices))
     partial = grad_out.new_empty(parts, problem.dim, problem.stride, dtype=torch.float32)
     args = (grad_t, weights, plan.local, plan.offsets, partial,
             problem.dim, problem.batch, problem.stride, chunks, parts, blocks)  # fmt: skip
-    tune.launch(label_grad_input_kernel, (parts * slices,), args, config, WIDE=problem.wide)
+    tune.launch(label_grad_input_kernel, (parts * slices,), args, without(config, "PROGRAMS"), WIDE=problem.wide)
     return transpose(partial, problem.dtype, columns=problem.batch)
 
 
@@ -169,7 +178,7 @@ def forward(x: Tensor, layer: Layer) -> Tensor:
     with tune.device_of(x):
         config = tune.choose(
             "fixed_fan_in.forward", problem.shape_class, forward_candidates(problem),
-            lambda c: _forward(x, layer, problem, c), x, legal=lambda c: _legal(c, problem),
+            lambda c: _forward(x, layer, problem, c), x, legal=lambda c: fitted(problem, c) == c,
         )  # fmt: skip
         return _forward(x, layer, problem, config)
 
@@ -193,7 +202,7 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer) -> Tensor:
     with tune.device_of(x):
         config = tune.choose(
             "fixed_fan_in.grad_weight", problem.shape_class, grad_weight_candidates(problem),
-            lambda c: _grad_weight(grad_out, x, layer, problem, c), x, legal=lambda c: _legal(c, problem),
+            lambda c: _grad_weight(grad_out, x, layer, problem, c), x, legal=lambda c: fitted(problem, c) == c,
         )  # fmt: skip
         return _grad_weight(grad_out, x, layer, problem, config)
 

@@ -11,6 +11,7 @@ Operands that are not contiguous are copied. Nothing waits for the GPU, except w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,6 @@ try:
 except ImportError:  # Triton < 3.4
     TensorDescriptor = None
 
-COPIES = 4  # accumulators of dX^T that atomics are spread over: 0.465 ms against 0.478 with one (H200, R1)
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -53,8 +52,8 @@ class Problem:
 
     @property
     def block_g(self) -> int:
-        """Labels of a tile: the smallest power of two that holds a group, within what tensor cores multiply well."""
-        return min(128, max(16, tune.power_of_two(self.group_size)))
+        """Labels of a tile: the smallest power of two that holds a group, within what registers hold."""
+        return min(32 if self.dtype == torch.float32 else 128, max(16, tune.power_of_two(self.group_size)))
 
     @property
     def tiles(self) -> int:
@@ -78,49 +77,90 @@ class Problem:
             dtype=self.dtype,
         )  # fmt: skip
 
+    @property
+    def tight(self) -> bool:
+        """Whether groups are whole tiles."""
+        return self.group_size % self.block_g == 0
+
+    @property
+    def contiguous_rows(self) -> bool:
+        """Whether rows of Y are made of whole 16-byte pieces, in whole tiles: what the copy engine can write."""
+        return self.tight and self.labels * self.dtype.itemsize % 16 == 0
+
     def constants(self) -> dict[str, int]:
-        tight = self.group_size % self.block_g == 0
-        return {"K": self.fan_in, "G": self.group_size, "BLOCK_G": self.block_g, "TIGHT": tight,
+        return {"K": self.fan_in, "G": self.group_size, "BLOCK_G": self.block_g, "TIGHT": self.tight,
                 "WIDE": self.wide}  # fmt: skip
 
 
 # ---- configurations ---------------------------------------------------------------------------------------------
 
 
-def block_b(problem: Problem, wanted: int) -> int:
-    """A slice that divides the stride: a power of two between 16 and `wanted`."""
-    return max(16, min(wanted, tune.power_of_two(problem.batch)))
+def fitted(problem: Problem, config: Config) -> Config:
+    """The configuration within what the problem allows: tiles shrink, or get more threads, where registers would spill."""
+    most_b, most_k = min(256, max(16, tune.power_of_two(problem.batch))), max(16, tune.power_of_two(problem.fan_in))
+    limits: Config = {}
+    if problem.dtype == torch.float32:  # multiplies without tensor cores
+        most_b, most_k, limits = min(most_b, 32), min(most_k, 32), {"num_stages": 1}
+    elif problem.block_g >= 64 and problem.fan_in * problem.dtype.itemsize % 16:  # weights one by one, an address each
+        most_b, most_k, limits = min(most_b, 64), min(most_k, 32), {"num_warps": 8, "num_stages": 1}
+    elif problem.block_g == 128:
+        limits = {} if problem.labels * problem.dtype.itemsize % 16 == 0 else {"num_warps": 8}
+        most_k = min(most_k, 16 * (config | limits)["num_warps"])
+    return {**config, "BLOCK_B": min(config["BLOCK_B"], most_b), "BLOCK_K": min(config["BLOCK_K"], most_k), **limits}
 
 
-def _config(problem: Problem, slice_: int, block_k: int, warps: int, stages: int, **more: int) -> Config:
-    wide = problem.dtype == torch.float32  # fp32 multiplies without tensor cores: smaller tiles, or registers spill
-    return {
-        "BLOCK_B": block_b(problem, min(slice_, 64) if wide else slice_),
-        "BLOCK_K": max(16, min(block_k, 32 if wide else block_k, tune.power_of_two(problem.fan_in))),
-        "num_warps": warps, "num_stages": 1 if wide else stages, **more,
-    }  # fmt: skip
-
-
-def distinct(configs: list[Config]) -> list[Config]:
+def distinct(configs: Iterable[Config]) -> list[Config]:
     """The configurations in order, each once."""
-    return [config for i, config in enumerate(configs) if config not in configs[:i]]
+    seen: list[Config] = []
+    for config in configs:
+        if config not in seen:
+            seen.append(config)
+    return seen
 
 
-def forward_candidates(problem: Problem) -> list[Config]:
-    tma = int(problem.labels * problem.dtype.itemsize % 16 == 0 and problem.group_size % problem.block_g == 0)
-    options = [(128, 64, 4, 1, tma), (64, 64, 4, 1, tma), (128, 64, 8, 1, tma), (128, 64, 4, 1, 0), (64, 64, 4, 1, 0)]
-    return distinct([_config(problem, b, k, w, s, PHASE=512, TMA=t) for b, k, w, s, t in options])
+def copy_engine(like: Tensor) -> bool:
+    """Whether tiles can leave through the tensor copy engine: Hopper or newer, and a Triton that drives it."""
+    if TensorDescriptor is None or not like.is_cuda or tune.interpreted():
+        return False
+    return torch.cuda.get_device_capability(like.device)[0] >= 9
 
 
-def gradients_candidates(problem: Problem, with_input: bool) -> list[Config]:
-    options = [(64, 64, 4, 1), (32, 64, 4, 1), (64, 128, 8, 1)] if with_input else \
-              [(64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (64, 128, 4, 2)]  # fmt: skip
-    return distinct([_config(problem, b, k, w, s) for b, k, w, s in options])
+def forward_candidates(problem: Problem, engine: bool = False) -> list[Config]:
+    """engine: whether `copy_engine` is there. PHASE has narrow optima that no simple rule explains: leave it in."""
+    if engine and problem.contiguous_rows:
+        options = [(128, 64, 4, 1, 1024, 1), (128, 64, 4, 1, 264, 1), (128, 64, 4, 1, 128, 1), (128, 32, 4, 3, 128, 1),
+                   (64, 64, 4, 1, 264, 1), (64, 64, 4, 3, 1024, 1), (128, 64, 4, 2, 1024, 1)]  # fmt: skip
+    else:
+        options = [(128, 64, 4, 1, 264, 0), (64, 64, 8, 1, 264, 0), (64, 64, 4, 1, 264, 0), (128, 128, 4, 1, 264, 0),
+                   (128, 64, 8, 1, 264, 0)]  # fmt: skip
+    return distinct(
+        fitted(problem, {"BLOCK_B": b, "BLOCK_K": k, "num_warps": w, "num_stages": s, "PHASE": p, "TMA": t})
+        for b, k, w, s, p, t in options
+    )
+
+
+def gradients_candidates(problem: Problem, with_input: bool, with_weight: bool) -> list[Config]:
+    copies = 1 if problem.group_size >= 64 else 4  # up to G = 32 the additions are what bounds the kernel
+    if with_input and with_weight:
+        options = [(32, 64, 4, 3), (64, 64, 4, 1), (32, 64, 4, 2), (32, 128, 4, 3)]
+    elif with_input:
+        options = [(64, 64, 4, 1), (32, 64, 4, 1), (32, 128, 4, 1)]
+    else:
+        options = [(64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (64, 128, 4, 2), (64, 128, 8, 1)]
+    return distinct(
+        fitted(problem, {"BLOCK_B": b, "BLOCK_K": k, "num_warps": w, "num_stages": s, "COPIES": copies})
+        for b, k, w, s in options
+    )
 
 
 def ordered_config(problem: Problem) -> Config:
     """One choice for all: the order of the sum must not depend on a measurement."""
-    return _config(problem, 64, 64, 8, 1, PROGRAMS=2)
+    return fitted(problem, {"BLOCK_B": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 1, "PROGRAMS": 2})
+
+
+def without(config: Config, *keys: str) -> Config:
+    """What goes to the kernel: the configuration less what only its launcher reads."""
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 # ---- launchers --------------------------------------------------------------------------------------------------
@@ -156,8 +196,9 @@ def _forward(x: Tensor, layer: Layer, problem: Problem, config: Config) -> Tenso
     grid = (tune.cdiv(problem.tiles, config["PHASE"]) * config["PHASE"] * slices,)
     bias = layer.weight if layer.bias is None else layer.bias.contiguous()
     args = (xt, layer.weight.contiguous(), layer.sparse.indices.contiguous(), bias, out,
-            problem.batch, problem.stride, problem.labels, problem.tiles)  # fmt: skip
-    tune.launch(forward_kernel, grid, args, config, HAS_BIAS=layer.bias is not None, **problem.constants())
+            problem.batch, problem.stride, problem.labels, problem.tiles, config["PHASE"])  # fmt: skip
+    tune.launch(forward_kernel, grid, args, without(config, "PHASE"), HAS_BIAS=layer.bias is not None,
+                **problem.constants())  # fmt: skip
     return y
 
 
@@ -167,28 +208,30 @@ def _gradients(
     """(dx if with_input, dw if x is given) by one kernel."""
     weight = layer.weight.contiguous()
     dw = None if x is None else torch.empty_like(weight)
-    sums = grad_out.new_empty(COPIES if with_input else 0, problem.dim, problem.stride, dtype=torch.float32)
+    copies = config["COPIES"]
+    sums = grad_out.new_empty(copies if with_input else 0, problem.dim, problem.stride, dtype=torch.float32)
     if x is None:
         xt: Tensor = sums.zero_()
     else:
         xt = transpose(x, x.dtype, problem.stride, clear=sums)
     grid = (problem.tiles * tune.cdiv(problem.fan_in, config["BLOCK_K"]),)
     args = (xt, grad_out, weight, layer.sparse.indices.contiguous(), weight if dw is None else dw, sums,
-            problem.batch, problem.stride, problem.labels, COPIES, problem.dim * problem.stride)  # fmt: skip
-    tune.launch(gradients_kernel, grid, args, config, WITH_INPUT=with_input, WITH_WEIGHT=x is not None,
+            problem.batch, problem.stride, problem.labels, copies, problem.dim * problem.stride)  # fmt: skip
+    tune.launch(gradients_kernel, grid, args, without(config, "COPIES"), WITH_INPUT=with_input, WITH_WEIGHT=x is not None,
                 **problem.constants())  # fmt: skip
     return (_finish(sums, problem) if with_input else None), dw
 
 
 def _ordered_grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
-    config = dict(ordered_config(problem))
+    config = ordered_config(problem)
     slices = tune.cdiv(problem.batch, config["BLOCK_B"])
     steps = problem.tiles * tune.cdiv(problem.fan_in, config["BLOCK_K"])
-    parts = max(1, min(steps, tune.multiprocessors(grad_out.get_device()) * config.pop("PROGRAMS") // slices))
+    parts = max(1, min(steps, tune.multiprocessors(grad_out.get_device()) * config["PROGRAMS"] // slices))
     partial = grad_out.new_zeros(parts, problem.dim, problem.stride, dtype=torch.float32)
     args = (grad_out, layer.weight.contiguous(), layer.sparse.indices.contiguous(), partial,
             problem.dim, problem.batch, problem.stride, problem.labels, steps, parts)  # fmt: skip
-    tune.launch(ordered_grad_input_kernel, (parts * slices,), args, config, **problem.constants())
+    tune.launch(ordered_grad_input_kernel, (parts * slices,), args, without(config, "PROGRAMS"),
+                **problem.constants())  # fmt: skip
     return _finish(partial, problem)
 
 
@@ -212,20 +255,13 @@ def forward(x: Tensor, layer: Layer) -> Tensor:
     if problem.batch == 0:
         return x.new_empty(0, problem.labels)
     with tune.device_of(x):
-        candidates = [c for c in forward_candidates(problem) if _legal(c, problem, x)]
+        engine = copy_engine(x) and problem.contiguous_rows
         config = tune.choose(
-            "group_shared.forward", problem.shape_class, candidates, lambda c: _forward(x, layer, problem, c), x,
-            legal=lambda c: _legal(c, problem, x),
+            "group_shared.forward", problem.shape_class, forward_candidates(problem, engine),
+            lambda c: _forward(x, layer, problem, c), x,
+            legal=lambda c: fitted(problem, c) == c and c["TMA"] == engine,
         )  # fmt: skip
         return _forward(x, layer, problem, config)
-
-
-def _legal(config: Config, problem: Problem, x: Tensor) -> bool:
-    """Whether a slice divides the padded batch and the copy engine can write these rows."""
-    tight = problem.group_size % problem.block_g == 0 and problem.labels * x.element_size() % 16 == 0
-    hopper = x.is_cuda and TensorDescriptor is not None and torch.cuda.get_device_capability(x.device)[0] >= 9
-    fits = problem.stride % config["BLOCK_B"] == 0
-    return fits and (not config.get("TMA") or (tight and hopper and not tune.interpreted()))
 
 
 def grad_input(grad_out: Tensor, layer: Layer, *, deterministic: bool = False) -> Tensor:
@@ -273,8 +309,8 @@ def _tuned_gradients(
     pass_: str, grad_out: Tensor, x: Tensor | None, layer: Layer, problem: Problem, with_input: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     config = tune.choose(
-        f"group_shared.{pass_}", problem.shape_class, gradients_candidates(problem, with_input),
+        f"group_shared.{pass_}", problem.shape_class, gradients_candidates(problem, with_input, x is not None),
         lambda c: _gradients(grad_out, x, layer, problem, c, with_input), grad_out,
-        legal=lambda c: problem.stride % c["BLOCK_B"] == 0,
+        legal=lambda c: fitted(problem, c) == c,
     )  # fmt: skip
     return _gradients(grad_out, x, layer, problem, config, with_input)

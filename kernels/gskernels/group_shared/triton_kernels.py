@@ -67,21 +67,20 @@ def _rows(index, stride, WIDE: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    xt, weight, indices, bias, y, batch, stride, labels, tiles,
+    xt, weight, indices, bias, y, batch, stride, labels, tiles, phase,
     K: tl.constexpr, BLOCK_K: tl.constexpr, G: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_B: tl.constexpr,
-    TIGHT: tl.constexpr, WIDE: tl.constexpr, PHASE: tl.constexpr, TMA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TIGHT: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """y[slice, tile] = x^T[inputs of the group, slice]^T  weight[tile]^T.
 
-    Programs in flight together share a slice and PHASE neighbouring tiles: their 2 * BLOCK_G-byte row segments
+    Programs in flight together share a slice and `phase` neighbouring tiles: their 2 * BLOCK_G-byte row segments
     complete long runs of the output while these are in the level-2 cache, and weights are read from memory once.
     With TMA, y is a tensor descriptor and the tile leaves through the copy engine.
     """
     slices = tl.cdiv(batch, BLOCK_B)
-    phase = tl.program_id(0) // (PHASE * slices)
-    within = tl.program_id(0) % (PHASE * slices)
-    b0 = (within // PHASE) * BLOCK_B
-    tile = phase * PHASE + within % PHASE
+    within = tl.program_id(0) % (phase * slices)
+    b0 = (within // phase) * BLOCK_B
+    tile = tl.program_id(0) // (phase * slices) * phase + within % phase
     if tile < tiles:
         group, first, count = _labels_of(tile, labels, G, BLOCK_G, TIGHT)
         b = b0 + tl.arange(0, BLOCK_B)
@@ -113,7 +112,7 @@ def gradients_kernel(
     """grad_weight[tile] = grad_out[:, tile]^T x[:, inputs];  grad_xt[inputs] += weight[tile]^T grad_out[:, tile]^T.
 
     grad_xt [copies, D, stride] fp32 is reached by reductions in the level-2 cache, whose rate bounds the kernel up to
-    G = 64. They leave as vectors of four; several copies spread the most contended lines.
+    G = 64. They leave as vectors of four; several copies spread them over more lines.
     """
     blocks: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     tile = tl.program_id(0) // blocks
