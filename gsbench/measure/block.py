@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,11 +27,12 @@ from gskernels.table import Implementation
 TIMED_SEED, CHECKED_SEED = 0, 1
 _AT_ONCE = 0.2  # share of the device's memory that outputs waiting for the check may take
 _MAX_COPIES = 64
+_ENERGY_WINDOW_S = 1.0
 
 
 @dataclass
 class Bench:
-    """What all blocks of a worker share. say(event, case, phase) is the parent's view of it, and its watchdog."""
+    """What all blocks of a worker share. say(case, phase) is the parent's view of it, and its watchdog."""
 
     device: torch.device
     info: dict[str, Any]
@@ -278,13 +280,11 @@ def _finish(bench: Bench, one: Series, facts: dict[str, Any]) -> Record:
 
 def _energy(bench: Bench, subject: Subject) -> float | None:
     """Millijoules a call over at least a second of back-to-back calls (caches as they come)."""
-    import time
-
     start = bench.monitor.energy_mj()
     if start is None:
         return None
     calls, began = 0, time.monotonic()
-    while time.monotonic() - began < 1.0:
+    while time.monotonic() - began < _ENERGY_WINDOW_S:
         for _ in range(10):
             subject.call()
         bench.synchronize()
