@@ -80,8 +80,7 @@ def distance(one: str, other: str) -> float:
         return math.inf
     total = 0.0 if mine[-2] == theirs[-2] else 1.0
     for a, b in zip(mine[:-2], theirs[:-2], strict=True):
-        weight = 0.25 if a[0] in "LD" else 1.0
-        total += weight * abs(math.log2(int(a[1:])) - math.log2(int(b[1:])))
+        total += {"L": 0.125, "D": 0.25}.get(a[0], 1.0) * abs(math.log2(int(a[1:])) - math.log2(int(b[1:])))
     return total
 
 
@@ -206,8 +205,9 @@ def parse(text: str, valid_for: str | None) -> dict[str, Config]:
 
 
 def dump(choices: Mapping[str, Config], valid_for: str) -> str:
-    data = {"version": CACHE_VERSION, "valid_for": valid_for, "choices": dict(sorted(choices.items()))}
-    return json.dumps(data, indent=0) + "\n"
+    """JSON with one choice a line."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(config)}" for key, config in sorted(choices.items()))
+    return f'{{"version": {CACHE_VERSION}, "valid_for": {json.dumps(valid_for)}, "choices": {{\n{lines}\n}}}}\n'
 
 
 def cache_path() -> Path:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,15 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # B, D, L, K, G, dtype: the suites' default point, its group sizes, the published shapes, and shapes whose rows have no
 # 16-byte pieces. Left out: what changes only run-time arguments (B from 64 on, D, L).
-GROUPED = [
+GROUPED: list[Shape] = [
     (256, 768, 655_360, 64, 32, BF16), (256, 768, 655_360, 64, 16, BF16), (256, 768, 655_360, 64, 128, BF16),
     (64, 384, 670_091, 64, 16, BF16), (128, 768, 2_812_281, 128, 64, BF16), (100, 300, 2049, 100, 256, FP16),
     (1, 768, 655_360, 33, 7, BF16), (256, 768, 655_360, 64, 32, FP32), (100, 300, 2049, 100, 256, FP32),
 ]  # fmt: skip
-PER_LABEL = [(256, 768, 655_360, 64, 1, BF16), (17, 300, 2049, 33, 1, FP16), (1000, 96, 333, 64, 1, FP32)]
+PER_LABEL: list[Shape] = [(256, 768, 655_360, 64, 1, BF16), (17, 300, 2049, 33, 1, FP16), (1000, 96, 333, 64, 1, FP32)]
+
+
+Shape = tuple[int, int, int, int, int, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -96,26 +100,57 @@ def operands(
             layer)  # fmt: skip
 
 
-def grouped_launches(launched: list[Launch], shape: tuple[Any, ...], everything: bool) -> None:
+def launch_grouped(shape: Shape, everything: bool = False) -> None:
+    """Go through the launchers of group_shared/triton with the default configurations, or with every candidate."""
     x, dy, layer = operands(*shape)
     problem = grouped.Problem.of(x.shape[0], layer)
+    most = None if everything else 1
     for engine in (True, False):
-        for config in grouped.forward_candidates(problem, engine)[: None if everything else 1]:
+        for config in grouped.forward_candidates(problem, engine)[:most]:
             grouped._forward(x, layer, problem, config)
     for with_input, with_weight in ((True, True), (True, False), (False, True)):
-        for config in grouped.gradients_candidates(problem, with_input, with_weight)[: None if everything else 1]:
+        for config in grouped.gradients_candidates(problem, with_input, with_weight)[:most]:
             grouped._gradients(dy, x if with_weight else None, layer, problem, config, with_input)
     grouped._ordered_grad_input(dy, layer, problem)
 
 
-def per_label_launches(launched: list[Launch], shape: tuple[Any, ...], everything: bool) -> None:
+def launch_per_label(shape: Shape, everything: bool = False) -> None:
+    """The same for fixed_fan_in/triton."""
     x, dy, layer = operands(*shape)
     problem = grouped.Problem.of(x.shape[0], layer)
-    for config in per_label.forward_candidates(problem)[: None if everything else 1]:
+    most = None if everything else 1
+    for config in per_label.forward_candidates(problem)[:most]:
         per_label._forward(x, layer, problem, config)
-    for config in per_label.grad_weight_candidates(problem)[: None if everything else 1]:
+    for config in per_label.grad_weight_candidates(problem)[:most]:
         per_label._grad_weight(dy, x, layer, problem, config)
     per_label._grad_input(dy, layer, problem, per_label.grad_input_config(problem))
+
+
+def launch_packaged(kernel: str, shape_class: str, config: tune.Config) -> None:
+    """One choice of a packaged table, at the largest shape of its class."""
+    *sizes, rows, dtype = shape_class.split()
+    batch, dim, labels, fan_in, group = (int(size[1:]) for size in sizes)
+    labels -= rows == "ragged"
+    x, dy, layer = operands(batch, dim, labels, fan_in, group, getattr(torch, dtype))
+    problem = grouped.Problem.of(batch, layer)
+    family, pass_ = kernel.split(".")
+    if (family, pass_) == ("group_shared", "forward"):
+        grouped._forward(x, layer, problem, config)
+    elif family == "group_shared":
+        with_input, with_weight = pass_ != "grad_weight", pass_ != "grad_input"
+        grouped._gradients(dy, x if with_weight else None, layer, problem, config, with_input)
+    elif pass_ == "forward":
+        per_label._forward(x, layer, problem, config)
+    else:
+        per_label._grad_weight(dy, x, layer, problem, config)
+
+
+def spilling(launches: list[Launch], capability: int = 90) -> list[str]:
+    """Compile on two threads (the assembler is a process of its own); which launches spill, and how much."""
+    with ThreadPoolExecutor(2) as pool:
+        stacks = [stack for _, stack in pool.map(lambda launch: compiled(launch, capability), launches)]
+    pairs = zip(launches, stacks, strict=True)
+    return [f"{l.kernel.__name__} {l.constants}: {stack} bytes" for l, stack in pairs if stack]
 
 
 @pytest.fixture
@@ -133,14 +168,44 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 
 
 @pytest.mark.parametrize("shape", GROUPED, ids=str)
-def test_group_shared_compiles_without_spills(launched: list[Launch], shape: tuple[Any, ...]) -> None:
-    grouped_launches(launched, shape, everything=False)
-    spills = {(l.kernel.__name__, *l.constants.items()): compiled(l, 90)[1] for l in launched}
-    assert not any(spills.values()), {key: value for key, value in spills.items() if value}
+def test_group_shared_defaults_spill_nothing(launched: list[Launch], shape: Shape) -> None:
+    launch_grouped(shape)
+    assert not spilling(launched)
 
 
 @pytest.mark.parametrize("shape", PER_LABEL, ids=str)
-def test_fixed_fan_in_compiles_without_spills(launched: list[Launch], shape: tuple[Any, ...]) -> None:
-    per_label_launches(launched, shape, everything=False)
-    spills = {(l.kernel.__name__, *l.constants.items()): compiled(l, 90)[1] for l in launched}
-    assert not any(spills.values()), {key: value for key, value in spills.items() if value}
+def test_fixed_fan_in_defaults_spill_nothing(launched: list[Launch], shape: Shape) -> None:
+    launch_per_label(shape)
+    assert not spilling(launched)
+
+
+def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch]) -> None:
+    launch_grouped(GROUPED[0], everything=True)
+    launch_per_label(PER_LABEL[0], everything=True)
+    assert not spilling(launched)
+
+
+@pytest.mark.parametrize("capability", [80, 100])
+def test_other_gpus_compile(launched: list[Launch], capability: int) -> None:
+    launch_grouped(GROUPED[0])
+    launch_per_label(PER_LABEL[0])
+    launches = [l for l in launched if capability >= 90 or not l.constants.get("TMA")]
+    assert not spilling(launches, capability)
+
+
+@pytest.mark.parametrize("path", sorted(Path(tune.__file__).with_name("tuned").glob("*.json")), ids=lambda p: p.stem)
+def test_packaged_choices_spill_nothing(launched: list[Launch], path: Path) -> None:
+    for key, config in tune.parse(path.read_text(), None).items():
+        launch_packaged(*key.split("|"), config)
+    assert not spilling(launched)
+
+
+def test_hopper_gets_vectors_and_matrix_instructions(launched: list[Launch]) -> None:
+    """What the speed rests on: 16-byte gathers and reductions, and products on warp-group matrix instructions."""
+    launch_grouped(GROUPED[0])
+    code = {l.kernel.__name__: compiled(l, 90)[0] for l in launched if l.constants.get("WITH_INPUT", True)}
+    assert "wgmma.mma_async" in code["forward_kernel"]
+    assert "ld.global.v4" in code["forward_kernel"]
+    assert "wgmma.mma_async" in code["gradients_kernel"]
+    assert "add.v4.f32" in code["gradients_kernel"]
+    assert "atom.global.gpu.relaxed.add.f32" not in code["gradients_kernel"]

@@ -91,10 +91,12 @@ def indices_by_input(topology: GroupTopology) -> Tensor:
 def fitted(problem: Problem, config: Config) -> Config:
     """The configuration within what the batch and the registers allow: narrower pieces, fewer of them."""
     block_b = min(config["BLOCK_B"], max(16, tune.power_of_two(problem.batch)))
-    most = max(1, min(problem.stride, 256) // block_b)
+    span, unroll = min(config["SPAN"], max(1, min(problem.stride, 256) // block_b)), config["UNROLL"]
     if problem.dtype == torch.float32:
-        most, config = min(most, 2), {**config, "UNROLL": min(config["UNROLL"], 8)}
-    return {**config, "BLOCK_B": block_b, "SPAN": min(config["SPAN"], most)}
+        span, unroll = min(span, 2), min(unroll, 4)
+    elif problem.batch > span * block_b:
+        unroll = min(unroll, 8)
+    return {**config, "BLOCK_B": block_b, "SPAN": span, "UNROLL": unroll}
 
 
 def forward_candidates(problem: Problem) -> list[Config]:
@@ -116,8 +118,8 @@ def grad_weight_candidates(problem: Problem) -> list[Config]:
 
 def grad_input_config(problem: Problem) -> Config:
     """Not tuned: every candidate wants a plan of its own, as large as the weights."""
-    return fitted(problem, {"BLOCK_B": 64, "SPAN": 2, "num_warps": 16, "num_stages": 1, "BLOCK_D": 64, "UNROLL": 4,
-                            "CHUNK": 1024, "PROGRAMS": 2})  # fmt: skip
+    return fitted(problem, {"BLOCK_B": 64, "SPAN": 2, "num_warps": 8, "num_stages": 1, "BLOCK_D": 32, "UNROLL": 4,
+                            "CHUNK": 1024, "PROGRAMS": 4})  # fmt: skip
 
 
 # ---- launchers --------------------------------------------------------------------------------------------------
