@@ -49,13 +49,13 @@ _disk_read = False
 # ---- shape classes ----------------------------------------------------------------------------------------------
 
 
-def shape_class(*, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype) -> str:
+def shape_class(
+    *, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype, rows: str = "aligned"
+) -> str:
     """The name under which shapes share a configuration: sizes rounded up to powers of two, L to powers of 16.
 
-    L hardly changes the best tile as long as it fills the GPU; whether L is a multiple of 8 does, because rows of
-    odd length cannot be written in 16-byte pieces.
+    rows: a word for what tells shapes of the same sizes apart, such as rows of a length that 16-byte pieces do not fit.
     """
-    rows = "aligned" if labels % 8 == 0 else "ragged"
     many = 16 ** math.ceil(math.log(labels, 16) - 1e-9)
     return (
         f"B{power_of_two(min(batch, 4096))} D{power_of_two(dim)} L{many} K{power_of_two(fan_in)} "
@@ -116,7 +116,7 @@ def choose(
     from a table fits the actual shape. measure: False never times (for results that must not depend on noise).
     """
     full = f"{gpu_name(like)}|{kernel}|{shape}"
-    if full in _chosen:
+    if full in _chosen and legal(_chosen[full]):
         return _chosen[full]
     table = packaged(gpu_name(like))
     found: Config | None = table.get(f"{kernel}|{shape}")
