@@ -27,7 +27,7 @@ def measure(device: torch.device, dtypes: list[str], cache_bytes: int) -> dict[s
     rows, rows_out = source.view(-1, 128), target.view(-1, 128)
     order = torch.randperm(rows.shape[0], device=device)
     sink = torch.empty((), device=device)
-    small = source[: 1 << 20]  # 4 MB, read from cache again and again: a write of random data
+    small = [source[: size // 4 // 128]] * 128  # read from cache again and again: a write of random data
 
     def best(call: Callable[[], Any]) -> float:
         subject = Target(lambda: (call(),))
@@ -37,7 +37,7 @@ def measure(device: torch.device, dtypes: list[str], cache_bytes: int) -> dict[s
     result: dict[str, Any] = {
         "copy_gbps": 2 * size / best(lambda: target.copy_(source)) / 1e6,
         "read_gbps": size / best(lambda: torch.sum(source, dim=0, out=sink)) / 1e6,
-        "write_gbps": size / best(lambda: target.view(-1, small.numel()).copy_(small)) / 1e6,
+        "write_gbps": size / best(lambda: torch.cat(small, out=target)) / 1e6,
         "gather_gbps": 2 * size / best(lambda: torch.index_select(rows, 0, order, out=rows_out)) / 1e6,
     }
     result["bandwidth_gbps"] = max(result["copy_gbps"], result["read_gbps"])

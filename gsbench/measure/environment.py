@@ -29,7 +29,8 @@ def versions() -> dict[str, Any]:
             found[package] = None
     found["gsbench"] = gsbench.__version__
     found["git_commit"] = os.environ.get("GSBENCH_COMMIT") or _git("rev-parse", "HEAD")  # set it where .git is not
-    found["git_dirty"] = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    found["git_dirty"] = None if status is None else bool(status)
     return found
 
 

@@ -133,9 +133,16 @@ def _gather_workspace(shape: Shape, pass_: str, item: int) -> int:
     return min(64 << 20, shape.labels * shape.fan_in * shape.batch * item) + shape.batch * shape.dim * item
 
 
-def _transposed_workspace(shape: Shape, pass_: str, item: int) -> int:
-    """X^T in the input type and, for grad_input, dX^T in fp32."""
-    return shape.batch * shape.dim * (item + (4 if pass_ in (GRAD_INPUT, BACKWARD) else 0))
+def _group_shared_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """X^T in the input type and, for grad_input, four accumulators of dX^T in fp32."""
+    return shape.batch * shape.dim * (item + (16 if pass_ in (GRAD_INPUT, BACKWARD) else 0))
+
+
+def _per_label_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """X^T and, in another order, the weights; for grad_input dY^T as well."""
+    weights = 0 if pass_ == GRAD_WEIGHT else shape.labels * shape.fan_in * item
+    grad_out = shape.batch * shape.labels * item if pass_ in (GRAD_INPUT, BACKWARD) else 0
+    return shape.batch * shape.dim * item + weights + grad_out
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
@@ -154,10 +161,10 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
                    "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
-                   devices=("cuda",), workspace=_transposed_workspace),
+                   devices=("cuda",), workspace=_per_label_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
-                   "gather and tensor-core product, atomic grad_input", devices=("cuda",), workspace=_transposed_workspace),
+                   "gather and tensor-core product, atomic grad_input", devices=("cuda",), workspace=_group_shared_workspace),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
