@@ -42,6 +42,7 @@ class Drawing:
     caption: str
     png: bytes
     svg: bytes
+    wide: bool = False  # takes a row of its own
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _pair(line: Sequence[Comparison], axis: str, styles: dict[str, Style], headi
         canvas.title(figure, f"{heading}, against {AXIS_TITLES[axis]}", f"at {describe(line[0].point, _fixed(axis))}")
         canvas.legend_below(figure, panels[1], columns=4)
         return _finish(figure, stem, heading, f"speed and time against both rivals, by {AXIS_TITLES[axis]}",
-                       f"At {describe(line[0].point, _fixed(axis))}.")  # fmt: skip
+                       f"At {describe(line[0].point, _fixed(axis))}.", wide=True)  # fmt: skip
 
 
 def _fixed(axis: str) -> list[str]:
@@ -260,5 +261,5 @@ def _x_axis(ax: Axes, axis: str, line: Sequence[Comparison]) -> None:
     ax.set_xlabel(AXIS_TITLES[axis])
 
 
-def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str) -> Drawing:
-    return Drawing(stem, heading, title, caption, canvas.png_bytes(figure), canvas.svg_bytes(figure))
+def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str, wide: bool = False) -> Drawing:
+    return Drawing(stem, heading, title, caption, canvas.png_bytes(figure), canvas.svg_bytes(figure), wide)

@@ -10,7 +10,9 @@ from gsbench.report.ratios import Ratio
 
 def times(value: float) -> str:
     """A ratio: 1.53×, 0.041×, 118×."""
-    return f"{value:.2f}×" if 0.1 <= value < 99.995 else f"{value:.2g}×" if value < 0.1 else f"{value:.3g}×"
+    if value < 0.1:
+        return f"{value:.2g}×"
+    return f"{value:.2f}×" if value < 99.995 else f"{value:.3g}×" if value < 999.5 else f"{value:,.0f}×"
 
 
 def milliseconds(value: float) -> str:
