@@ -16,6 +16,7 @@ import gskernels
 
 _PACKAGE = Path(__file__).parent.parent
 _DECIDES_TIMES = (_PACKAGE / "measure", _PACKAGE / "costs.py", Path(str(gskernels.__file__)).parent)
+_SOURCES = (".py", ".cu", ".cuh", ".json")
 _KEPT_ON_RESUME = ("python", "torch", "triton", "cuda", "driver")
 
 
@@ -35,10 +36,10 @@ def versions() -> dict[str, Any]:
 
 
 def code_fingerprint() -> str:
-    """Hash of every source file that decides what is measured and how."""
+    """Hash of every file that decides what is measured and how: sources, kernels, tuned tables."""
     digest = hashlib.sha256()
     for root in _DECIDES_TIMES:
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cu", ".cuh"))
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in _SOURCES)
         for file in files:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -46,7 +47,8 @@ def code_fingerprint() -> str:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would mix, in words."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KEPT_ON_RESUME if before.get(key) != now.get(key)]
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _SOURCES = (".py", ".cu", ".cuh", ".json")
+_KEPT_ON_RESUME if before.get(key) != now.get(key)]
 
 
 def probe_device(device: str) -> dict[str, Any]:
