@@ -47,8 +47,7 @@ def code_fingerprint() -> str:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a resumed run would mix, in words."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _SOURCES = (".py", ".cu", ".cuh", ".json")
-_KEPT_ON_RESUME if before.get(key) != now.get(key)]
+    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KEPT_ON_RESUME if before.get(key) != now.get(key)]
 
 
 def probe_device(device: str) -> dict[str, Any]:
