@@ -74,7 +74,7 @@ def run(
         manifest |= {"target": target, "only": only or []}
         writer, recorded = RunWriter.create(folder, manifest), set()
     with writer, Live(plan, recorded, writer.path, budget_s) as view:
-        session = Session(chosen, target, writer, view, budget_s, flags)
+        session = Session(chosen, target, writer, view, budget_s, flags, force)
         session.run(plan, recorded)
     print(view.summary())
     if session.interrupted or session.out_of_budget:
@@ -109,7 +109,7 @@ def _check_same(
 
     before = manifest["environment"]
     assert isinstance(before, dict)
-    changed = environment.differences(before, before | versions)
+    changed = environment.differences(before, versions)
     if manifest["code_fingerprint"] != fingerprint:
         changed.append(f"code {manifest['code_fingerprint']} -> {fingerprint}")
     if changed and not force:

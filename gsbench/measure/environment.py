@@ -17,7 +17,7 @@ import gskernels
 _PACKAGE = Path(__file__).parent.parent
 _DECIDES_TIMES = (_PACKAGE / "measure", _PACKAGE / "costs.py", Path(str(gskernels.__file__)).parent)
 _SOURCES = (".py", ".cu", ".cuh", ".json")
-_KEPT_ON_RESUME = ("python", "torch", "triton", "cuda", "driver")
+_KEPT_ON_RESUME = ("python", "torch", "triton")  # device and driver: where the worker says hello
 
 
 def versions() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from gsbench.case import Case
+from gsbench.errors import UserError
 from gsbench.measure.client import WorkerClient, WorkerGone
 from gsbench.plan import Plan
 from gsbench.record import Record
@@ -35,6 +36,7 @@ class Session:
     view: View
     budget_s: float | None = None
     extra_validity: tuple[str, ...] = ()
+    force: bool = False
     interrupted: bool = False
     out_of_budget: bool = False
     _worker: WorkerClient | None = None
@@ -66,10 +68,7 @@ class Session:
             log = self.writer.path / "worker.log"
             self._worker = WorkerClient(self.device, log, self.suite.timing.timeout_s)
             manifest = self.writer.manifest
-            hello = self._worker.hello
-            if not manifest.get("device"):
-                manifest["device"] = {k: v for k, v in hello["device"].items() if k != "uuid"}
-                manifest["environment"] |= {"cuda": hello["cuda"], "driver": hello["driver"], "nvml": hello["nvml"] or "ok"}
+            self._settle_device(self._worker.hello)
             known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
             for event in self._worker.request(do="ceilings", dtypes=self.suite.dtypes, **known):
                 if event["event"] == "at":
@@ -78,6 +77,23 @@ class Session:
                     manifest["ceilings"] = event["ceilings"]
             self.writer.save_manifest()
         return self._worker
+
+    def _settle_device(self, hello: dict[str, Any]) -> None:
+        """Note where the run is measured. Raises UserError where it was begun elsewhere, unless forced."""
+        manifest = self.writer.manifest
+        device = {k: v for k, v in hello["device"].items() if k != "uuid"}
+        if not manifest.get("device"):
+            manifest["device"] = device
+            manifest["environment"] |= {"cuda": hello["cuda"], "driver": hello["driver"], "nvml": hello["nvml"] or "ok"}
+            return
+        before = {"device": manifest["device"]["name"], **{k: manifest["environment"].get(k) for k in ("cuda", "driver")}}
+        now = {"device": device["name"], "cuda": hello["cuda"], "driver": hello["driver"]}
+        changed = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
+        if changed and not self.force:
+            why = f"{self.writer.path}: cannot be resumed: {'; '.join(changed)}"
+            raise UserError(f"{why}; start a new run, or add --force (it is recorded)")
+        if changed and "resumed_elsewhere" not in self.extra_validity:
+            self.extra_validity = (*self.extra_validity, "resumed_elsewhere")
 
     def _measure(self, cases: list[Case]) -> None:
         """One point: whatever happens to the worker, every case ends with a record."""

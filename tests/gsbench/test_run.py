@@ -146,6 +146,22 @@ def test_resuming_skips_what_is_recorded_and_refuses_other_code(cli, tmp_path):
     assert cli("run", "--resume", "results/r", "--suite", "tiny.toml")[0] == 2
 
 
+def test_a_run_begun_on_another_device_is_not_mixed_with_this_one(cli, tmp_path):
+    cli.suite("dense/torch")
+    assert cli(*RUN)[0] == 0
+    path = tmp_path / "results" / "r"
+    first = (path / "records.jsonl").read_text().splitlines()[:1]
+    (path / "records.jsonl").write_text(first[0] + "\n")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["device"]["name"] = "NVIDIA H200"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    code, _, err = cli("run", "--resume", "results/r")
+    assert code == 2
+    assert "cannot be resumed: device NVIDIA H200 -> " in err
+    assert cli("run", "--resume", "results/r", "--force")[0] == 0
+    assert read_run(path).records[-1].validity == ("resumed_elsewhere",)
+
+
 def test_an_interrupt_finishes_the_record_says_how_to_go_on_and_exits_130(cli, tmp_path):
     cli.suite("dense/torch", "faulty/slow")
     process = cli.start(*RUN)
