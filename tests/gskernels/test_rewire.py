@@ -1,0 +1,350 @@
+"""Invariants of sparse training: fan-in constant, inputs distinct, kept slots untouched, regrown slots afresh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gskernels import rewire
+from gskernels.rewire import Rewirer, Schedule
+from gskernels.topology import BANKS, GroupTopology
+
+# labels, dim, fan_in, group_size
+SHAPES = [
+    (24, 32, 8, 4),
+    (10, 17, 5, 3),  # ragged last group, dim no multiple of the banks
+    (7, 40, 24, 7),  # one group; more dropped than some residues have unread inputs
+    (5, 12, 12, 2),  # reads everything: nothing else to grow
+    (9, 16, 3, 1),  # per label
+]
+# Every optimizer of torch.optim that keeps its state per weight. Adafactor and LBFGS do not, and are refused.
+OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "SGD momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "SGD nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "AdamW amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.9, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "Adagrad filled": lambda p: torch.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.25),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, lr=0.1),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.1),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.1),
+}
+FRESH = {("Adagrad filled", "sum"): 0.25, ("Rprop", "step_size"): 0.1}  # all others are zero
+SCHEDULE = Schedule(interval=10, initial=0.5, end=100)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, topology: GroupTopology, seed: int = 0) -> None:
+        super().__init__()
+        noise = torch.randn(topology.labels, topology.fan_in, generator=torch.Generator().manual_seed(seed))
+        self.weight = torch.nn.Parameter(noise + noise.sign() / 10)  # no zeros
+        self.topology = topology
+
+    def set_topology(self, topology: GroupTopology) -> None:
+        self.topology = topology
+
+
+def trained(topology: GroupTopology, optimizer: str = "SGD momentum", steps: int = 2) -> tuple[Layer, torch.optim.Optimizer]:
+    layer = Layer(topology)
+    chosen = OPTIMIZERS[optimizer]([torch.nn.Parameter(torch.zeros(3)), layer.weight])
+    for step in range(steps):
+        layer.weight.grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(step)) + 3
+        chosen.step()
+    return layer, chosen
+
+
+def activations(topology: GroupTopology, batch: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, topology.dim, generator=generator)
+    return x, torch.randn(batch, topology.labels, generator=generator)
+
+
+def per_label(slots: Tensor, topology: GroupTopology) -> Tensor:
+    return slots.repeat_interleave(topology.group_size, 0)[: topology.labels]
+
+
+def assert_sets(topology: GroupTopology, like: GroupTopology) -> None:
+    assert topology.indices.shape == like.indices.shape
+    assert topology.indices.dtype == like.indices.dtype
+    arguments = {"labels": like.labels, "dim": like.dim, "group_size": like.group_size}
+    GroupTopology.of(topology.indices, **arguments)  # in range and distinct
+
+
+@st.composite
+def topologies(draw: st.DrawFn) -> GroupTopology:
+    labels, dim = draw(st.integers(1, 24)), draw(st.integers(1, 40))
+    shape = labels, dim, draw(st.integers(1, dim)), draw(st.integers(1, labels))
+    return GroupTopology.uniform(*shape, seed=draw(st.integers(0, 99)))
+
+
+# ---- the whole rewiring -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    topology=topologies(),
+    score=st.sampled_from(rewire.SCORES),
+    drop=st.sampled_from(rewire.DROPS),
+    growth=st.sampled_from(rewire.GROWTHS),
+    step=st.integers(0, 110),
+    seed=st.integers(0, 2**40),
+)
+def test_invariants(topology: GroupTopology, score: str, drop: str, growth: str, step: int, seed: int) -> None:
+    layer, optimizer = trained(topology)
+    weight = layer.weight.detach().clone()
+    momentum = optimizer.state[layer.weight]["momentum_buffer"].clone()
+    threshold = 2.0 if drop == "threshold" else None
+    rules = {"score": score, "drop": drop, "grow": growth, "threshold": threshold}
+    told = Rewirer(layer, optimizer, SCHEDULE, **rules, seed=seed, chunk=64).apply(step, *activations(topology))
+
+    assert_sets(layer.topology, topology)
+    regrown = per_label(layer.weight.detach() == 0, GroupTopology(topology.indices, topology.labels, topology.dim, 1))
+    slots = regrown[:: topology.group_size]
+    assert torch.equal(per_label(slots, topology), regrown)  # a whole group at a time
+    assert told.regrown == int(slots.sum())
+    assert torch.equal(layer.topology.indices[~slots], topology.indices[~slots])
+    assert torch.equal(layer.weight.detach()[~regrown], weight[~regrown])
+    assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"], momentum.masked_fill(regrown, 0))
+    assert bool((layer.weight.grad[regrown] == 0).all())  # type: ignore[index]
+    for old, new, gone in zip(topology.indices, layer.topology.indices, slots, strict=True):
+        back = len(set(old[gone].tolist()) & set(new[gone].tolist()))
+        if not growth.startswith("banked"):
+            assert back == max(0, int(gone.sum()) - (topology.dim - topology.fan_in))
+    if growth.startswith("banked"):
+        assert torch.equal(layer.topology.indices % BANKS, topology.indices % BANKS)
+    if drop == "group":
+        assert slots.sum(1).tolist() == [math.floor(told.fraction * topology.fan_in + 0.5)] * topology.groups
+    elif drop == "threshold":
+        assert int(slots.sum(1).max()) <= told.fraction * topology.fan_in + 1e-6
+    else:
+        assert int(slots.sum(1).max()) <= topology.fan_in / 2
+    if step >= 100:
+        assert told.regrown == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_of_regrown_slots_starts_afresh(name: str, shape: tuple[int, int, int, int]) -> None:
+    layer, optimizer = trained(GroupTopology.uniform(*shape), name)
+    topology, before = layer.topology, {}
+    for key, value in optimizer.state[layer.weight].items():
+        before[key] = value.clone() if isinstance(value, Tensor) else value
+    told = Rewirer(layer, optimizer, SCHEDULE).apply(0)
+    regrown = layer.weight.detach() == 0
+    assert told.regrown > 0
+    assert int(regrown.sum()) > 0
+    assert name == "SGD" or any(isinstance(v, Tensor) and v.shape == regrown.shape for v in before.values())
+    for key, value in optimizer.state[layer.weight].items():
+        if isinstance(value, Tensor) and value.shape == regrown.shape:
+            assert bool((before[key][regrown] != FRESH.get((name, key), 0.0)).any())  # there was something to reset
+            assert torch.equal(value, before[key].masked_fill(regrown, FRESH.get((name, key), 0.0)))
+        else:
+            assert value == before[key]
+    assert_sets(layer.topology, topology)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.step()
+    assert bool((layer.weight.detach()[regrown] != 0).all())  # a regrown weight learns at the next step
+
+
+def test_momentum_does_not_leak_into_the_new_input() -> None:
+    layer, optimizer = trained(GroupTopology.uniform(24, 32, 8, 4), "SGD momentum", steps=5)
+    Rewirer(layer, optimizer, SCHEDULE).apply(10)
+    regrown = layer.weight.detach() == 0
+    optimizer.step()  # the gradient was taken before the rewiring: it is that of the old input
+    assert bool((layer.weight.detach()[regrown] == 0).all())
+
+
+def test_an_optimizer_that_has_not_stepped() -> None:
+    layer, optimizer = trained(GroupTopology.uniform(24, 32, 8, 4), "Adam", steps=0)
+    assert Rewirer(layer, optimizer, SCHEDULE).apply(0).regrown == 24
+    assert layer.weight not in optimizer.state  # looking did not make an entry
+
+
+def test_initial_values_as_asked() -> None:
+    topology = GroupTopology.uniform(2000, 64, 16, 3)
+    layer, optimizer = trained(topology)
+    weight = layer.weight.detach().clone()
+    Rewirer(layer, optimizer, SCHEDULE, init_std=0.01).apply(0)
+    regrown = per_label(layer.topology.indices != topology.indices, topology)
+    assert torch.equal(layer.weight.detach()[~regrown], weight[~regrown])
+    assert 0.0095 < float(layer.weight.detach()[regrown].std()) < 0.0105
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights(dtype: torch.dtype) -> None:
+    topology = GroupTopology.uniform(10, 17, 5, 3)
+    layer = Layer(topology).to(dtype)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer = torch.optim.SGD([layer.weight], lr=0.1, momentum=0.9)
+    optimizer.step()
+    x, grad_out = activations(topology)
+    rewirer = Rewirer(layer, optimizer, SCHEDULE, score="weight_gradient", grow="gradient", init_std=0.1)
+    assert rewirer.apply(0, x.to(dtype), grad_out.to(dtype)).regrown == 4 * 3
+    assert layer.weight.dtype == dtype
+    assert_sets(layer.topology, topology)
+
+
+# ---- schedule, seeds, telemetry -----------------------------------------------------------------------------------
+
+
+def test_schedule() -> None:
+    schedule = Schedule(interval=25, initial=0.3, end=100)
+    assert [step for step in range(300) if schedule.due(step)] == [25, 50, 75]
+    assert schedule.fraction(0) == pytest.approx(0.3)
+    assert schedule.fraction(50) == pytest.approx(0.15)
+    assert schedule.fraction(99) == pytest.approx(0.3 / 2 * (1 + math.cos(0.99 * math.pi)))
+    assert [schedule.fraction(step) for step in (100, 101, 10**9)] == [0.0] * 3
+    shares = [schedule.fraction(step) for step in range(101)]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_the_fraction_that_decays_is_the_one_that_is_used() -> None:
+    regrown = []
+    for step in (0, 50, 99, 100):
+        layer, optimizer = trained(GroupTopology.uniform(24, 200, 100, 4))
+        told = Rewirer(layer, optimizer, SCHEDULE).apply(step)
+        assert told.fraction == SCHEDULE.fraction(step)
+        regrown.append(told.regrown / 600)
+    assert regrown == [0.5, 0.25, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("growth", rewire.GROWTHS)
+def test_draws_depend_on_seed_and_step_alone(growth: str) -> None:
+    def run(steps: list[int], seed: int, state: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        layer, optimizer = trained(GroupTopology.banked(24, 64, 16, 4))
+        rewirer = Rewirer(layer, optimizer, SCHEDULE, grow=growth, seed=seed, init_std=0.1)
+        if state is not None:
+            rewirer.load_state_dict(state)
+        x, grad_out = activations(layer.topology)
+        for step in steps:
+            rewirer.apply(step, x * (torch.arange(64) % 2), grad_out)  # half of the inputs have no gradient: drawn
+        return torch.cat([layer.topology.indices.flatten().float(), layer.weight.detach().flatten()]), rewirer.state_dict()
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first, state = run([10, 20], 5)
+    assert torch.equal(torch.rand(3), expected)  # the global generator is left alone
+    assert torch.equal(run([10, 20], 5)[0], first)
+    assert torch.equal(run([10, 20], 6, state)[0], first)
+    assert not torch.equal(run([10, 20], 6)[0], first)
+    assert not torch.equal(run([10, 30], 5)[0], first)
+
+
+def test_telemetry() -> None:
+    topology = GroupTopology.of(torch.tensor([[0, 1], [0, 2], [0, 1]]), labels=5, dim=8, group_size=2)
+    layer, optimizer = trained(topology)
+    with torch.no_grad():
+        layer.weight[2:4, 1] = 0  # one dead slot, in the second group
+        layer.weight[4, 0] = 0  # another, in the ragged one
+        layer.weight[0, 0] = 0  # the group's other label still uses it
+    told = Rewirer(layer, optimizer, Schedule(1, 0.5, 10)).apply(0)
+    assert (told.step, told.fraction, told.regrown, told.dead, told.churn) == (0, 0.5, 3, 2, 0.5)
+    lists = [set(row) for row in layer.topology.indices.tolist()]
+    assert told.coverage == len(set.union(*lists)) / 8
+    assert told.seconds > 0
+    again = Rewirer(layer, optimizer, Schedule(1, 0.5, 10)).apply(10)
+    assert (again.regrown, again.churn, again.dead) == (0, 0.0, 3)
+
+
+def test_overlap() -> None:
+    def overlap(topology: GroupTopology) -> float:
+        layer, optimizer = trained(topology)
+        return Rewirer(layer, optimizer, SCHEDULE).apply(100).overlap
+
+    assert overlap(GroupTopology.of(torch.tensor([[0, 1], [2, 3]]), labels=2, dim=8, group_size=1)) == 0.0
+    assert overlap(GroupTopology.of(torch.tensor([[0, 1], [1, 0]]), labels=2, dim=8, group_size=1)) == 1.0
+    assert overlap(GroupTopology.uniform(4, 8, 2, 4)) == 0.0  # a single group
+    assert 0.22 < overlap(GroupTopology.uniform(2000, 64, 16, 2)) < 0.28  # K/D
+
+
+def test_reading_everything_churns_nothing() -> None:
+    layer, optimizer = trained(GroupTopology.uniform(5, 12, 12, 2))
+    told = Rewirer(layer, optimizer, SCHEDULE).apply(0)
+    assert (told.regrown, told.churn, told.coverage) == (18, 0.0, 1.0)
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+TOPOLOGY = GroupTopology.uniform(10, 16, 4, 3)
+X, GRAD_OUT = activations(TOPOLOGY)
+
+
+def rewirer(**settings: Any) -> Rewirer:
+    layer, optimizer = trained(TOPOLOGY)
+    return Rewirer(layer, optimizer, SCHEDULE, **settings)
+
+
+def with_state(shape: tuple[int, ...]) -> Rewirer:
+    mine = rewirer()
+    mine.optimizer.state[mine.layer.weight]["blocks"] = [torch.zeros(shape)]  # type: ignore[index]
+    return mine
+
+
+def of_another_shape() -> Rewirer:
+    layer = Layer(TOPOLOGY)
+    layer.topology = GroupTopology.uniform(10, 16, 5, 3)
+    return Rewirer(layer, torch.optim.SGD(layer.parameters(), lr=0.1), SCHEDULE)
+
+
+def optimized_by(optimizer: Any) -> Rewirer:
+    layer = Layer(TOPOLOGY)
+    return Rewirer(layer, optimizer(layer.parameters()), SCHEDULE)
+
+
+ERRORS: dict[str, tuple[Callable[[], object], str]] = {
+    "interval": (lambda: Schedule(0, 0.5, 10), "interval must be at least 1 step, got 0"),
+    "end": (lambda: Schedule(1, 0.5, 0), "end must be at least 1 step, got 0"),
+    "initial": (lambda: Schedule(1, 0.0, 10), r"initial must lie in \(0, 1\], got 0.0"),
+    "score": (lambda: rewirer(score="best"), "score must be one of mean_weight, max_weight, weight_gradient, got 'best'"),
+    "drop": (lambda: rewirer(drop="all"), "drop must be one of group, global, threshold, got 'all'"),
+    "threshold missing": (lambda: rewirer(drop="threshold"), "drop 'threshold' and a threshold go together"),
+    "threshold unused": (lambda: rewirer(threshold=0.1), "drop 'threshold' and a threshold go together"),
+    "max_share": (lambda: rewirer(max_share=0.0), r"max_share must lie in \(0, 1\], got 0.0"),
+    "init_std": (lambda: rewirer(init_std=-1.0), "init_std must not be negative, got -1.0"),
+    "chunk": (lambda: rewirer(chunk=0), "chunk must be at least 1, got 0"),
+    "grow": (lambda: rewirer(grow="best"), "grow must be one of random, gradient, banked_.*, got 'best'"),
+    "activations": (lambda: rewirer(grow="banked_gradient").apply(0, X), "grow 'banked_gradient' needs x and grad_out"),
+    "layer": (of_another_shape, r"the layer's weight must be \[10, 5\] for its topology, got \[10, 4\]"),
+    "stranger": (
+        lambda: Rewirer(Layer(TOPOLOGY), torch.optim.SGD([torch.zeros(1)], lr=0.1), SCHEDULE),
+        "the layer's weight is not among the parameters of this SGD",
+    ),
+    "LBFGS": (lambda: optimized_by(torch.optim.LBFGS), "LBFGS keeps state that is not per weight"),
+    "Adafactor": (lambda: optimized_by(torch.optim.Adafactor), "Adafactor keeps state that is not per weight"),
+    "factored": (lambda: with_state((10, 1)).apply(0), r"SGD keeps 'blocks' of shape \[10, 1\] for a weight of"),
+    "state": (lambda: rewirer().load_state_dict({"seed": "x"}), "a rewirer's state is {'seed': int}, got {'seed': 'x'}"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_is_wrong(name: str) -> None:
+    act, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+@pytest.mark.parametrize("name", ["factored", "activations", "gradient", "score"])
+def test_a_refused_rewiring_changes_nothing(name: str) -> None:
+    mine = with_state((10, 1)) if name == "factored" else rewirer(
+        grow="gradient" if name != "score" else "random", score="weight_gradient" if name == "score" else "mean_weight"
+    )  # fmt: skip
+    weight = mine.layer.weight.detach().clone()
+    if name == "score":
+        mine.layer.weight.grad = None
+    with pytest.raises(ValueError):
+        mine.apply(0, None if name == "activations" else X, GRAD_OUT * math.nan)
+    assert torch.equal(mine.layer.weight, weight)
+    assert torch.equal(mine.layer.topology.indices, TOPOLOGY.indices)
