@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gskernels.head_tail import head_tail_linear
     from gskernels.layer import Layer
+    from gskernels.loss import binary_cross_entropy, squared_hinge
+    from gskernels.nn import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
     from gskernels.ops import linear
     from gskernels.table import IMPLEMENTATIONS, Implementation, Shape
     from gskernels.topology import GroupTopology
@@ -18,12 +21,33 @@ _HOMES = {
     "GroupTopology": "gskernels.topology",
     "Layer": "gskernels.layer",
     "linear": "gskernels.ops",
+    "head_tail_linear": "gskernels.head_tail",
+    "binary_cross_entropy": "gskernels.loss",
+    "squared_hinge": "gskernels.loss",
+    "BottleneckLinear": "gskernels.nn",
+    "FixedFanInLinear": "gskernels.nn",
+    "GroupSharedLinear": "gskernels.nn",
+    "HeadTailLinear": "gskernels.nn",
     "IMPLEMENTATIONS": "gskernels.table",
     "Implementation": "gskernels.table",
     "Shape": "gskernels.table",
 }
 
-__all__ = ["IMPLEMENTATIONS", "GroupTopology", "Implementation", "Layer", "Shape", "linear"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "BottleneckLinear",
+    "FixedFanInLinear",
+    "GroupSharedLinear",
+    "GroupTopology",
+    "HeadTailLinear",
+    "Implementation",
+    "Layer",
+    "Shape",
+    "binary_cross_entropy",
+    "head_tail_linear",
+    "linear",
+    "squared_hinge",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,223 @@
+"""Losses over all labels whose targets are lists of positive labels: no dense target exists at any time.
+
+    binary cross-entropy   sum over b, l of w_l (softplus(z) - t z)          t = 1 for a positive, else 0
+    squared hinge          sum over b, l of w_l max(0, 1 - s z)^2            s = 1 for a positive, else -1
+
+Both are "every label is a negative", plus a correction at the positives. The first part goes in chunks of labels,
+the second gathers one number a positive; its gradient is computed from the logits and stored, not added to the
+first part's, so that it is rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+CHUNK_BYTES = 32 << 20
+LOGITS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class _Pointwise(NamedTuple):
+    """A loss of one logit and its derivative, as a negative and as a positive; one temporary each."""
+
+    negative: Callable[[Tensor], Tensor]
+    positive: Callable[[Tensor], Tensor]
+    negative_gradient: Callable[[Tensor], Tensor]
+    positive_gradient: Callable[[Tensor], Tensor]
+
+
+_CROSS_ENTROPY = _Pointwise(
+    negative=F.softplus,
+    positive=lambda z: F.softplus(-z),
+    negative_gradient=torch.sigmoid,
+    positive_gradient=lambda z: torch.sigmoid(-z).neg_(),  # sigmoid(z) - 1 without the cancellation
+)
+_SQUARED_HINGE = _Pointwise(
+    negative=lambda z: (z + 1).relu_().square_(),
+    positive=lambda z: (1 - z).relu_().square_(),
+    negative_gradient=lambda z: (z + 1).relu_().mul_(2),
+    positive_gradient=lambda z: (1 - z).relu_().mul_(-2),
+)
+
+
+def _chunks(logits: Tensor, chunk_bytes: int) -> Iterator[slice]:
+    """Label ranges in which two temporaries in the type of the sums hold `chunk_bytes`."""
+    column = 2 * max(1, logits.shape[0]) * _accumulator(logits).itemsize
+    step = max(1, chunk_bytes // column)
+    for start in range(0, logits.shape[1], step):
+        yield slice(start, start + step)
+
+
+def _accumulator(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _each(function: Callable[[Tensor], Tensor], logits: Tensor, labels: slice, weight: Tensor | None) -> Tensor:
+    """[B, n] in the type of the sums. A function, so that nothing of a chunk outlives it."""
+    each = function(logits[:, labels].to(_accumulator(logits)))
+    return each if weight is None else each.mul_(weight[labels])
+
+
+class _SparsePositives(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,  # [B, L]
+        rows: Tensor,  # [positives] int64
+        labels: Tensor,  # [positives] int64
+        weight: Tensor | None,  # [L] in the type of the sums
+        loss: _Pointwise,
+        chunk_bytes: int,
+        in_place: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(logits, rows, labels, weight)
+        ctx.loss, ctx.chunk_bytes, ctx.in_place = loss, chunk_bytes, in_place
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for chunk in _chunks(logits, chunk_bytes):
+            total += _each(loss.negative, logits, chunk, weight).sum()
+        at = logits[rows, labels].to(_accumulator(logits))
+        correction = loss.positive(at) - loss.negative(at)
+        total += (correction if weight is None else correction.mul_(weight[labels])).sum()
+        return total.to(_accumulator(logits))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, rows, labels, weight = ctx.saved_tensors
+        at = ctx.loss.positive_gradient(logits[rows, labels].to(_accumulator(logits))).mul_(upstream)
+        if weight is not None:
+            at.mul_(weight[labels])
+        gradient = logits if ctx.in_place else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        for chunk in _chunks(logits, ctx.chunk_bytes):
+            gradient[:, chunk] = _each(ctx.loss.negative_gradient, logits, chunk, weight).mul_(upstream)
+        gradient[rows, labels] = at.to(gradient.dtype)
+        return gradient, None, None, None, None, None, None
+
+
+def binary_cross_entropy(
+    logits: Tensor,  # [B, L]
+    pointers: Tensor,  # [B + 1]
+    positives: Tensor,  # [positives of the batch]
+    weight: Tensor | None = None,  # [L]
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    in_place: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """Binary cross-entropy of every row with every label, summed: ``sum w_l (softplus(z) - t z)``.
+
+    Equals ``F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")`` for the dense 0/1 targets
+    that the positives stand for. Differentiable once, in `logits`.
+
+    Memory beside the logits: `chunk_bytes` (or two columns of fp32, if that is more) and a few numbers a positive; in
+    backward the gradient [B, L] too, unless `in_place`.
+
+    Args:
+        logits: [B, L], fp32, fp16, bf16 (sums are taken in fp32) or fp64; any strides.
+        pointers: [B + 1] int32 or int64: row b's positives are ``positives[pointers[b]:pointers[b + 1]]``.
+        positives: int32 or int64, ascending and distinct within a row, each in [0, L).
+        weight: [L] floating, a factor for each label; not differentiable.
+        chunk_bytes: the bound on temporaries, in bytes.
+        in_place: let backward write the gradient over `logits`, which is lost by it. For logits that nothing else
+            reads after the loss, such as the output of a linear layer; a second backward, or another operator that
+            kept the logits for its own, raises autograd's RuntimeError.
+        check: look at the contents of `pointers` and `positives`: O(positives), and the host waits for the device.
+            Without it malformed lists give undefined results.
+
+    Returns:
+        A scalar, fp32 (fp64 for fp64 logits).
+
+    Raises:
+        ValueError: shapes, dtypes, devices or lists of positives other than above; the message names the place.
+    """
+    return _apply(_CROSS_ENTROPY, logits, pointers, positives, weight, chunk_bytes, in_place, check)
+
+
+def squared_hinge(
+    logits: Tensor,  # [B, L]
+    pointers: Tensor,  # [B + 1]
+    positives: Tensor,  # [positives of the batch]
+    weight: Tensor | None = None,  # [L]
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    in_place: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """Squared hinge loss of every row with every label, summed: ``sum w_l max(0, 1 - s z)^2``, s = 1 or -1.
+
+    The loss of DiSMEC (Babbar and Schoelkopf 2017). Arguments, result, memory and errors as in `binary_cross_entropy`.
+    """
+    return _apply(_SQUARED_HINGE, logits, pointers, positives, weight, chunk_bytes, in_place, check)
+
+
+def _apply(
+    loss: _Pointwise, logits: Tensor, pointers: Tensor, positives: Tensor, weight: Tensor | None, chunk_bytes: int,
+    in_place: bool, check: bool,
+) -> Tensor:  # fmt: skip
+    _check_operands(logits, pointers, positives, weight, chunk_bytes, in_place)
+    if check:
+        _check_pointers(pointers, positives)
+    counts = (pointers[1:] - pointers[:-1]).long()
+    rows = torch.arange(len(counts), device=logits.device).repeat_interleave(counts, output_size=len(positives))
+    if check:
+        _check_positives(rows, positives, logits.shape[1])
+    factor = None if weight is None else weight.to(_accumulator(logits))
+    total: Tensor = _SparsePositives.apply(  # type: ignore[no-untyped-call]
+        logits, rows, positives.long(), factor, loss, chunk_bytes, in_place
+    )
+    return total
+
+
+def _check_operands(
+    logits: Tensor, pointers: Tensor, positives: Tensor, weight: Tensor | None, chunk_bytes: int, in_place: bool
+) -> None:
+    if logits.dim() != 2 or logits.dtype not in LOGITS:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in LOGITS)
+        raise ValueError(f"logits must be [B, L] in {allowed}, got {list(logits.shape)} in {logits.dtype}")
+    batch, labels = logits.shape
+    for name, tensor in (("pointers", pointers), ("positives", positives)):
+        if tensor.dim() != 1 or tensor.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} must be 1-d int32 or int64, got {list(tensor.shape)} in {tensor.dtype}")
+    if len(pointers) != batch + 1:
+        raise ValueError(f"pointers must be [{batch + 1}] for {batch} rows of logits, got [{len(pointers)}]")
+    if weight is not None and (tuple(weight.shape) != (labels,) or not weight.is_floating_point()):
+        raise ValueError(f"weight must be [{labels}] floating, got {list(weight.shape)} in {weight.dtype}")
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight requires a gradient, but the loss is differentiable in the logits alone")
+    for name, operand in (("pointers", pointers), ("positives", positives), ("weight", weight)):
+        if operand is not None and operand.device != logits.device:
+            raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {operand.device}")
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
+    if in_place and any(stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True)):
+        raise ValueError("in_place needs logits with memory of their own, got an expanded tensor")
+
+
+def _check_pointers(pointers: Tensor, positives: Tensor) -> None:
+    if int(pointers[0]) != 0 or int(pointers[-1]) != len(positives):
+        ends = f"{int(pointers[0])} to {int(pointers[-1])}"
+        raise ValueError(f"pointers must run from 0 to the number of positives, {len(positives)}, got {ends}")
+    falls = pointers[1:] < pointers[:-1]
+    if bool(falls.any()):
+        raise ValueError(f"pointers must not fall, but do after row {int(falls.nonzero()[0])}")
+
+
+def _check_positives(rows: Tensor, positives: Tensor, labels: int) -> None:
+    outside = (positives < 0) | (positives >= labels)
+    step = positives[1:] - positives[:-1]
+    wrong = (rows[1:] == rows[:-1]) & (step <= 0)
+    if not bool(outside.any() | wrong.any()):
+        return
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        raise ValueError(f"positive {int(positives[at])} of row {int(rows[at])} is outside 0..{labels - 1}")
+    at = int(wrong.nonzero()[0])
+    if int(step[at]) == 0:
+        raise ValueError(f"positive {int(positives[at])} appears twice in row {int(rows[at])}")
+    pair = f"{int(positives[at + 1])} follows {int(positives[at])}"
+    raise ValueError(f"positives must ascend within a row, but {pair} in row {int(rows[at])}")
