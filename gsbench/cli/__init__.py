@@ -1,6 +1,7 @@
 """The command line. Each verb is one thin file; what is heavy is imported inside the verb that needs it.
 
-Exit codes: 0 fine, 1 failed verification, 2 usage or bad input, 3 nothing measured or not comparable, 130 interrupted.
+Exit codes: 0 fine, 1 failed verification or something slower, 2 usage or bad input, 3 nothing measured or not
+comparable, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import sys
 
 import typer
 
-from gsbench.cli import doctor, list_, report, run, show, verify
+from gsbench.cli import compare, doctor, list_, report, run, show, verify
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
     name="gsbench",
     help="Does sparsity in a very large output layer buy wall-clock time? Measure it, and see.",
-    epilog="Exit codes: 0 fine, 1 failed verification, 2 bad input, 3 nothing measured, 130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 failed verification or slower, 2 bad input, 3 nothing measured, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("show")(show.show)
+app.command("compare")(compare.compare)
 app.command("list")(list_.list_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
