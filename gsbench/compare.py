@@ -72,11 +72,7 @@ class NotComparable:
 
     case: Case
     difference: Difference
-
-    @property
-    def broken(self) -> bool:
-        """It was timed in the base, and in the new runs it failed."""
-        return self.difference.field == "status" and self.difference.base == "ok"
+    broken: bool  # it was timed in the base, and in no new run
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ def compare(
         if not candidate.base and not candidate.new:
             untimed.append(case)
         elif difference := _forbidden(candidate):
-            refused.append(NotComparable(case, difference))
+            refused.append(NotComparable(case, difference, broken=not candidate.new))
         else:
             candidates.append(candidate)
     extra = list(after)

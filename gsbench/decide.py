@@ -3,7 +3,9 @@
 The unit of evidence is the process: the scatter of medians between processes is larger than within one. What a
 process left behind therefore enters whole, as its median, and processes are what is resampled. Resampling the
 rounds within a process as well would count their scatter twice, for the medians already carry it (Davison & Hinkley
-1997, Bootstrap Methods and their Application, 3.8; Ren et al. 2010, J. Applied Statistics 37, 1487).
+1997, Bootstrap Methods and their Application, 3.8; Ren et al. 2010, J. Applied Statistics 37, 1487). Simulated, five
+processes a side, "95 %" intervals: both levels resampled cover 94.3 % where processes differ and 99.8 % where they do
+not; processes alone 94.6 to 95.6 % in either case.
 
 With one process a side nothing can be said about the scatter between processes: `from_intervals` gives the bounds
 of that one process, and `Estimates.processes` lets the caller say so.
@@ -57,7 +59,7 @@ def hierarchical_bootstrap(
 
     base, new: medians in any one unit, [cases, processes], finite and positive; two or more processes a side, as many
     on both if `paired` (process i of new ran next to process i of base). The percentile interval of so few processes is
-    too narrow (87 % coverage of five): deviations are rescaled by sqrt(n / (n - 1)) and the interval by Student's t
+    too narrow (84 to 88 % of five, simulated): deviations are rescaled by sqrt(n / (n - 1)) and the interval by Student's t
     over the normal quantile (Hesterberg 2015, The American Statistician 69, 371), with Welch's degrees of freedom
     where the sides are not paired. Raises ValueError for other shapes and values.
     """

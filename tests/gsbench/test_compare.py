@@ -162,6 +162,27 @@ def test_a_replicate_that_failed_is_told(tmp_path: Path) -> None:
     assert pair.flags == ("new: 1 of 6 runs not timed (timeout)",)
 
 
+def test_a_case_that_at_times_worked_before_and_now_never_does_is_broken(tmp_path: Path) -> None:
+    base, new = (replicates(tmp_path / name, [[1.0, 1.0]]) for name in ("base", "new"))
+    s.write(base / "flaky", [s.timed("a/b", 1.0)])
+    s.write(base / "flaky-too", [s.failed("a/b", "timeout", "")])
+    s.write(new / "gone", [s.failed("a/b", "crashed", "")])
+    (refused,) = compare(base, new).not_comparable
+    assert (str(refused.difference), refused.broken) == ("status ok or timeout → crashed", True)
+
+
+def test_pairs_of_one_run_a_side_rest_on_one_process(tmp_path: Path) -> None:
+    base, new = replicates(tmp_path / "base", [[1.0]]), replicates(tmp_path / "new", [[1.1]])
+    assert only(compare(base, new, paired=True)) == only(compare(base, new))
+
+
+def test_one_process_against_several_has_the_widest_ends(tmp_path: Path) -> None:
+    base, new = replicates(tmp_path / "base", [[1.0], [1.2], [1.1]]), replicates(tmp_path / "new", [[1.3]])
+    pair = only(compare(base, new))
+    assert (pair.base_processes, pair.new_processes) == (3, 1)
+    assert (pair.low, pair.high) == pytest.approx((1.3 * 0.998 / (1.2 * 1.002), 1.3 * 1.002 / 0.998))
+
+
 def test_another_method_is_never_compared(tmp_path: Path) -> None:
     base = [s.timed("a/b", 1.0), s.timed("a/c", 1.0)]
     new = [s.timed("a/b", 1.0, method="cuda_graph"), s.timed("a/c", 1.0)]
