@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK_BYTES = 32 << 20
+# CPU: 1 to 4 MiB measured best (B = 64, L = 100,000, 2 cores), 32 MiB twice as slow; CUDA: half of a large card's
+# level-2 cache.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
 LOGITS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -105,7 +107,7 @@ def binary_cross_entropy(
     positives: Tensor,  # [positives of the batch]
     weight: Tensor | None = None,  # [L]
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     in_place: bool = False,
     check: bool = True,
 ) -> Tensor:
@@ -122,7 +124,7 @@ def binary_cross_entropy(
         pointers: [B + 1] int32 or int64: row b's positives are ``positives[pointers[b]:pointers[b + 1]]``.
         positives: int32 or int64, ascending and distinct within a row, each in [0, L).
         weight: [L] floating, a factor for each label; not differentiable.
-        chunk_bytes: the bound on temporaries, in bytes.
+        chunk_bytes: the bound on temporaries, in bytes; by default `CHUNK_BYTES` of the device.
         in_place: let backward write the gradient over `logits`, which is lost by it. For logits that nothing else
             reads after the loss, such as the output of a linear layer; a second backward, or another operator that
             kept the logits for its own, raises autograd's RuntimeError.
@@ -144,7 +146,7 @@ def squared_hinge(
     positives: Tensor,  # [positives of the batch]
     weight: Tensor | None = None,  # [L]
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     in_place: bool = False,
     check: bool = True,
 ) -> Tensor:
@@ -156,9 +158,11 @@ def squared_hinge(
 
 
 def _apply(
-    loss: _Pointwise, logits: Tensor, pointers: Tensor, positives: Tensor, weight: Tensor | None, chunk_bytes: int,
-    in_place: bool, check: bool,
+    loss: _Pointwise, logits: Tensor, pointers: Tensor, positives: Tensor, weight: Tensor | None,
+    chunk_bytes: int | None, in_place: bool, check: bool,
 ) -> Tensor:  # fmt: skip
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cpu"])
     _check_operands(logits, pointers, positives, weight, chunk_bytes, in_place)
     if check:
         _check_pointers(pointers, positives)

@@ -15,6 +15,7 @@ from gskernels import loss as losses
 from gskernels.loss import binary_cross_entropy, squared_hinge
 from tests.allocations import allocations
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LOSSES = [binary_cross_entropy, squared_hinge]
 # relative rounding of one number, from fp32 sums
 EPS = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -67,8 +68,11 @@ def _assert_right(
 @pytest.mark.parametrize("dtype", list(EPS))
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_against_dense(loss: Callable[..., Tensor], dtype: torch.dtype, weighted: bool, in_place: bool) -> None:
-    logits, targets, weight = _problem()
+@pytest.mark.parametrize("device", DEVICES)
+def test_against_dense(
+    loss: Callable[..., Tensor], dtype: torch.dtype, weighted: bool, in_place: bool, device: str
+) -> None:
+    logits, targets, weight = (tensor.to(device) for tensor in _problem())
     _assert_right(loss, logits.to(dtype), targets, weight if weighted else None, in_place=in_place, chunk_bytes=999)
 
 
