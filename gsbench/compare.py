@@ -46,7 +46,7 @@ class Pair:
     ratio: float
     low: float  # 95 % interval of the ratio
     high: float
-    tolerance: float  # what was asked for, or this case's own noise where that is more; 0.03 = 3 %
+    tolerance: float  # beyond it is slower or faster: as asked for, or the case's own noise if more; 0.03 = 3 %
     p: float  # that the ratio is within the tolerance, adjusted over all pairs (Benjamini-Hochberg)
     verdict: Verdict
     base_processes: int
@@ -265,7 +265,7 @@ def _judge(candidates: list[_Candidate], tolerance: float, paired: bool, seed: i
         limit[rows] = np.maximum(math.log1p(tolerance), own)
         p[rows] = found.beyond(limit[rows])
     adjusted = decide.false_discovery(p)
-    judged = decide.verdicts(decide.Estimates(centre, low, high, freedom, 1), limit, adjusted)
+    judged = decide.verdicts(decide.Estimates(centre, low, high, freedom, 1), limit, adjusted, math.log1p(tolerance))
     ratios = [x.tolist() for x in (np.exp(centre), np.exp(low), np.exp(high), np.expm1(limit), adjusted)]
     return [_pair(c, verdict, *row) for c, verdict, *row in zip(candidates, judged, *ratios, strict=True)]
 

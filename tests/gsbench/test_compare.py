@@ -80,7 +80,7 @@ def test_a_process_carries_no_verdict_beyond_its_own_noise(tmp_path: Path) -> No
     noisy = replace(s.timing(1.1), p20_ms=1.0, p80_ms=1.4)
     pair = only(judged(tmp_path, [s.timed("a/b", 1.0)], [s.timed("a/b", 1.1, timing=noisy)]))
     assert pair.tolerance == pytest.approx(0.2 / 1.1)
-    assert pair.verdict == "same"
+    assert pair.verdict == "unclear"
 
 
 def test_two_modes_in_one_process_are_unclear(tmp_path: Path) -> None:

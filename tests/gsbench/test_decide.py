@@ -114,7 +114,7 @@ def test_no_scatter_at_all_is_certain_and_not_a_number_nowhere() -> None:
         found = decide.hierarchical_bootstrap(base, new, paired=paired)
         p = found.beyond(0.03)
         np.testing.assert_allclose(p, [1.0, 0.0, 0.0], atol=1e-30)
-        assert decide.verdicts(found, 0.03, p) == ["same", "slower", "faster"]
+        assert decide.verdicts(found, 0.03, p, 0.03) == ["same", "slower", "faster"]
 
 
 def test_each_verdict() -> None:
@@ -123,8 +123,14 @@ def test_each_verdict() -> None:
     new = [(1.1, 1.09, 1.11), (0.9, 0.89, 0.91), (1.01, 1.005, 1.015), (1.03, 1.01, 1.05), (1.0, 0.9, 1.1)]
     found = decide.from_intervals(base, new)
     adjusted = decide.false_discovery(found.beyond(d))
-    assert decide.verdicts(found, d, adjusted) == ["slower", "faster", "same", "unclear", "unclear"]
-    assert decide.verdicts(found, d, np.ones(5)) == ["unclear", "unclear", "same", "unclear", "unclear"]
+    assert decide.verdicts(found, d, adjusted, d) == ["slower", "faster", "same", "unclear", "unclear"]
+    assert decide.verdicts(found, d, np.ones(5), d) == ["unclear", "unclear", "same", "unclear", "unclear"]
+
+
+def test_noise_withholds_verdicts_and_grants_none() -> None:
+    found = decide.from_intervals([(1.0, 0.999, 1.001)] * 3, [(1.2, 1.1, 1.3), (1.0, 0.8, 1.2), (1.01, 1.005, 1.015)])
+    p = found.beyond(0.5)
+    assert decide.verdicts(found, 0.5, p, np.log(1.03)) == ["unclear", "unclear", "same"]
 
 
 def test_benjamini_hochberg_is_scipys() -> None:
@@ -150,7 +156,8 @@ def test_within_the_tolerance_there_are_no_alarms_and_beyond_it_most_are_found()
     base = np.exp(random.normal(0, 0.005, (2000, 5)))
     for shift, expected in ((0.0, "same"), (0.05, "slower"), (-0.05, "faster")):
         found = decide.hierarchical_bootstrap(base, np.exp(random.normal(shift, 0.005, (2000, 5))))
-        verdicts = decide.verdicts(found, np.log(1.03), decide.false_discovery(found.beyond(np.log(1.03))))
+        d = np.log(1.03)
+        verdicts = decide.verdicts(found, d, decide.false_discovery(found.beyond(d)), d)
         assert verdicts.count(expected) >= 1900
         assert verdicts.count("slower" if shift <= 0 else "faster") == 0
 
