@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,10 +51,10 @@ class Layer(torch.nn.Module):
         super().__init__()
         noise = torch.randn(topology.labels, topology.fan_in, generator=torch.Generator().manual_seed(seed))
         self.weight = torch.nn.Parameter(noise + noise.sign() / 10)  # no zeros
-        self.topology = topology
+        self.topology = replace(topology, indices=topology.indices.clone())
 
     def set_topology(self, topology: GroupTopology) -> None:
-        self.topology = topology
+        self.topology.indices.copy_(topology.indices)  # in place, as a module with a buffer does it
 
 
 def trained(topology: GroupTopology, optimizer: str = "SGD momentum", steps: int = 2) -> tuple[Layer, torch.optim.Optimizer]:
@@ -240,7 +241,29 @@ def test_draws_depend_on_seed_and_step_alone(growth: str) -> None:
     assert torch.equal(run([10, 20], 5)[0], first)
     assert torch.equal(run([10, 20], 6, state)[0], first)
     assert not torch.equal(run([10, 20], 6)[0], first)
-    assert not torch.equal(run([10, 30], 5)[0], first)
+    assert not torch.equal(run([10], 5)[0], run([11], 5)[0])  # as many slots fall at both
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("growth", rewire.GROWTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_on_a_gpu(shape: tuple[int, int, int, int], growth: str) -> None:
+    topology, results = GroupTopology.uniform(*shape), []
+    for device in ("cpu", "cuda", "cuda"):
+        layer, x_and_grad_out = Layer(topology), activations(topology)
+        layer.to(device).topology = layer.topology.to(device)
+        optimizer = torch.optim.SGD([layer.weight], lr=0.1, momentum=0.9)
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        told = Rewirer(layer, optimizer, SCHEDULE, grow=growth).apply(0, *(t.to(device) for t in x_and_grad_out))
+        assert_sets(layer.topology, topology)
+        momentum = optimizer.state[layer.weight]["momentum_buffer"]
+        assert torch.equal(momentum == 0, layer.weight.detach() == 0)
+        results.append((layer.topology.indices.cpu(), told.regrown))
+    assert results[0][1] == results[1][1] == results[2][1] > 0
+    assert torch.equal(results[1][0], results[2][0])
+    if growth.endswith("gradient"):  # nothing is drawn where every input has a gradient
+        assert torch.equal(results[0][0], results[1][0])
 
 
 def test_telemetry() -> None:

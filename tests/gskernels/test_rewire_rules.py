@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gskernels import rewire
 from gskernels.rewire import drop_below, drop_global, drop_per_group, gradient_norms, grow, score_slots
@@ -144,6 +146,29 @@ def test_banked_growth_keeps_residues(topology: GroupTopology, seed: int, growth
             if growth == "banked_gradient":
                 best = sorted(unread, key=lambda d: -float(norm[d]))[: len(lost)]
                 torch.testing.assert_close(norm[won[: len(unread)]], norm[best], rtol=1e-6, atol=0)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any new tensor has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("growth", rewire.GROWTHS)
+def test_growth_never_holds_labels_by_dim(growth: str) -> None:
+    topology = GroupTopology.uniform(4098, 64, 8, 4)  # L x D = 262,272
+    x, grad_out = activations(topology)
+    dropped = random_mask(topology, 0)
+    with Largest() as largest:
+        grow(topology, dropped, growth, x=x, grad_out=grad_out, chunk=4096)
+    assert largest.elements <= topology.indices.numel()
 
 
 def test_random_growth_is_uniform() -> None:

@@ -79,6 +79,10 @@ def grow(
     shape = [topology.groups, topology.fan_in]
     if dropped.dtype != torch.bool or list(dropped.shape) != shape:
         raise ValueError(f"dropped must be a bool tensor of shape {shape}, got {dropped.dtype} {list(dropped.shape)}")
+    if rule.endswith("gradient") and (x is None or grad_out is None):
+        raise ValueError(f"grow {rule!r} needs x and grad_out")
+    if not bool(dropped.any()):
+        return topology
     replace = _replace_within_residues if rule.startswith("banked_") else _replace
     generator = torch.Generator(topology.device).manual_seed(seed)
     indices = topology.indices.clone()
@@ -94,9 +98,7 @@ def grow(
 def _keys(topology: GroupTopology, rule: str, x: Tensor | None, grad_out: GradOut | None, chunk: int,
           generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
     """(first group, keys [groups of the chunk, D] > -2): the larger, the rather an input is grown."""
-    if rule.endswith("gradient"):
-        if x is None or grad_out is None:
-            raise ValueError(f"grow {rule!r} needs x and grad_out")
+    if rule.endswith("gradient") and x is not None and grad_out is not None:
         for first, norm in gradient_norms(x, grad_out, topology, chunk):
             noise = torch.rand(norm.shape, generator=generator, device=norm.device)
             yield first, torch.where(norm > 0, norm, -noise)

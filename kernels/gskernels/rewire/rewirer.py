@@ -62,7 +62,9 @@ class Rewirer:
     weight still learns, for its gradient dY^T X does not depend on it. Their optimizer state and their gradient, which
     belong to the input that was there before, are reset too.
 
-    Draws depend on `seed` and the step alone, so a resumed run draws what an uninterrupted one would have drawn.
+    Draws depend on `seed` and the step alone, so a resumed run draws what an uninterrupted one would have drawn. Replicas
+    of a data-parallel layer stay equal where they rewire by the same seed and, for rules that look at gradients, by the
+    same gradients: gather `x` and `grad_out` first.
 
     Args:
         layer: a module with `weight` [L, K], `topology` and `set_topology(topology)`.
@@ -134,9 +136,11 @@ class Rewirer:
         fraction, seed = self.schedule.fraction(step), _mixed(self.seed, step)
         state = resettable_state(self.optimizer, weight)
         score = score_slots(weight, before, self.score, weight.grad)
-        dead = int((score_slots(weight, before, "max_weight") == 0).sum())
+        size = score if self.score != "weight_gradient" else score_slots(weight, before, "max_weight")
+        dead = int((size == 0).sum())
         dropped = self._dropped(score, fraction)
         after = grow(before, dropped, self.grow, seed=seed, x=x, grad_out=grad_out, chunk=self.chunk)
+        churn = _churn(before, after)  # `before` may be a view of what set_topology writes to
 
         layer.set_topology(after)
         reset_slots(weight, before, dropped)
@@ -147,7 +151,7 @@ class Rewirer:
         for tensor, value in state:
             reset_slots(tensor, before, dropped, value)
 
-        churn, coverage, overlap = _churn(before, after), _coverage(after), _overlap(after, seed)
+        coverage, overlap = _coverage(after), _overlap(after, seed)
         _wait_for(weight.device)
         seconds = time.perf_counter() - began
         return Telemetry(step, fraction, churn, int(dropped.sum()), dead, coverage, overlap, seconds)
