@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gskernels.loss import binary_cross_entropy, squared_hinge
     from gskernels.nn import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
     from gskernels.ops import linear
+    from gskernels.rewire import Rewirer, Schedule
     from gskernels.table import IMPLEMENTATIONS, Implementation, Shape
     from gskernels.topology import GroupTopology
 
@@ -28,6 +29,8 @@ _HOMES = {
     "FixedFanInLinear": "gskernels.nn",
     "GroupSharedLinear": "gskernels.nn",
     "HeadTailLinear": "gskernels.nn",
+    "Rewirer": "gskernels.rewire",
+    "Schedule": "gskernels.rewire",
     "IMPLEMENTATIONS": "gskernels.table",
     "Implementation": "gskernels.table",
     "Shape": "gskernels.table",
@@ -42,6 +45,8 @@ __all__ = [
     "HeadTailLinear",
     "Implementation",
     "Layer",
+    "Rewirer",
+    "Schedule",
     "Shape",
     "binary_cross_entropy",
     "head_tail_linear",

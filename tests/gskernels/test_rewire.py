@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gskernels import rewire
+from gskernels.nn import GroupSharedLinear
 from gskernels.rewire import Rewirer, Schedule
 from gskernels.topology import BANKS, GroupTopology
 
@@ -159,6 +160,31 @@ def test_optimizer_state_of_regrown_slots_starts_afresh(name: str, shape: tuple[
     assert bool((layer.weight.detach()[regrown] != 0).all())  # a regrown weight learns at the next step
 
 
+@pytest.mark.parametrize("growth", rewire.GROWTHS)
+def test_a_layer_of_the_library_trains_on(growth: str) -> None:
+    layer = GroupSharedLinear(64, 203, 16, 16)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    rewirer = Rewirer(layer, optimizer, Schedule(interval=5, initial=0.3, end=40), grow=growth)
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+    told, losses = [], []
+    for step in range(60):
+        optimizer.zero_grad()
+        y = layer(x)
+        y.retain_grad()
+        loss = (y - x[:, :1] - x[:, 63:]).square().mean()  # two inputs matter, and few groups start with both
+        loss.backward()
+        optimizer.step()
+        if rewirer.due(step):
+            told.append(rewirer.apply(step, x, y.grad))
+        losses.append(loss.item())
+    assert [t.step for t in told] == [5, 10, 15, 20, 25, 30, 35]
+    assert told[0].churn == told[0].regrown / layer.indices.numel() > 0.25
+    GroupTopology.of(layer.indices, labels=203, dim=64, group_size=16)
+    if growth == "gradient":
+        assert bool((layer.indices == 0).any(1).all() and (layer.indices == 63).any(1).all())
+        assert losses[-1] < 0.05 * losses[0]
+
+
 def test_momentum_does_not_leak_into_the_new_input() -> None:
     layer, optimizer = trained(GroupTopology.uniform(24, 32, 8, 4), "SGD momentum", steps=5)
     Rewirer(layer, optimizer, SCHEDULE).apply(10)
@@ -230,7 +256,7 @@ def test_draws_depend_on_seed_and_step_alone(growth: str) -> None:
             rewirer.load_state_dict(state)
         x, grad_out = activations(layer.topology)
         for step in steps:
-            rewirer.apply(step, x * (torch.arange(64) % 2), grad_out)  # half of the inputs have no gradient: drawn
+            rewirer.apply(step, x * (torch.arange(64) % 16 == 0), grad_out)  # most inputs have no gradient: drawn
         return torch.cat([layer.topology.indices.flatten().float(), layer.weight.detach().flatten()]), rewirer.state_dict()
 
     torch.manual_seed(0)
@@ -241,7 +267,9 @@ def test_draws_depend_on_seed_and_step_alone(growth: str) -> None:
     assert torch.equal(run([10, 20], 5)[0], first)
     assert torch.equal(run([10, 20], 6, state)[0], first)
     assert not torch.equal(run([10, 20], 6)[0], first)
-    assert not torch.equal(run([10], 5)[0], run([11], 5)[0])  # as many slots fall at both
+    lists = 24 // 4 * 16  # what growth drew; the initial weights come after
+    assert not torch.equal(run([10], 5)[0][:lists], run([11], 5)[0][:lists])  # the same slots fall at both steps
+    assert not torch.equal(run([10], 5)[0][lists:], run([11], 5)[0][lists:])
 
 
 @pytest.mark.gpu
