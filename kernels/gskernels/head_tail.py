@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gskernels.layer import Layer
-from gskernels.ops import DETERMINISTIC, DTYPES, _check, _choose, _layer, _without_autocast
+from gskernels.ops import DETERMINISTIC, DTYPES, check_operands, choose, layer_of, without_autocast
 from gskernels.table import Shape, find
 from gskernels.topology import GroupTopology
 
@@ -70,7 +70,7 @@ class _Inputs(NamedTuple):
     def tail_pieces(self) -> list[tuple[slice, Layer]]:
         """Whole groups, 2^n of them, so that a few more rows make no other pieces. What is derived from a piece's
         indices is kept with the whole's, for one division into pieces at a time."""
-        tail = _layer(self.tail_weight, self.indices, self.tail_bias, self.tail_dim, self.group_size)
+        tail = layer_of(self.tail_weight, self.indices, self.tail_bias, self.tail_dim, self.group_size)
         groups = max(1, self.step(self.tail_weight.shape[1]) // self.group_size)
         groups = 1 << groups.bit_length() - 1
         kept: dict[int, list[tuple[slice, GroupTopology]]] = tail.sparse.memo("head_tail pieces", dict)
@@ -104,7 +104,7 @@ def _forward(*operands: Any) -> Tensor:
     chosen = find(inputs.implementation)
     head_x, tail_x = inputs.features()
     y = inputs.x.new_empty(inputs.x.shape[0], inputs.labels)
-    with _without_autocast(inputs.x):
+    with without_autocast(inputs.x):
         for labels in inputs.head_pieces():
             bias = None if inputs.head_bias is None else inputs.head_bias[labels]
             inputs.put(y, 0, labels, F.linear(head_x, inputs.head_weight[labels], bias))
@@ -121,7 +121,7 @@ def _backward(grad_out: Tensor, wanted: list[bool], *operands: Any) -> list[Tens
     summed in fp32."""
     inputs = _Inputs(*operands)
     gradients = _new_gradients(inputs, wanted, torch.float32)
-    with _without_autocast(grad_out):
+    with without_autocast(grad_out):
         _head_backward(grad_out, inputs, wanted, gradients)
         _tail_backward(grad_out, inputs, wanted, gradients)
     return [gradients[0].to(inputs.x.dtype), *gradients[1:]]
@@ -237,13 +237,13 @@ def head_tail_linear(
     widest = max(head_weight.shape[-1], topology.dim)
     if x.dim() < 1 or x.shape[-1] < widest:
         raise ValueError(f"x must be [*, {widest}] or wider for this head and tail, got {list(x.shape)}")
-    _check(x[..., x.shape[-1] - topology.dim :], tail_weight, topology, biases[1])
+    check_operands(x[..., x.shape[-1] - topology.dim :], tail_weight, topology, biases[1])
     _check_head(x, head_weight, biases[0], label_order, topology.labels)
     if piece_bytes < 1:
         raise ValueError(f"piece_bytes must be at least 1, got {piece_bytes}")
     batch = math.prod(x.shape[:-1])
     shape = Shape(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size)
-    chosen = _choose(shape, DTYPES[x.dtype], kind, implementation)
+    chosen = choose(shape, DTYPES[x.dtype], kind, implementation)
     backward = DETERMINISTIC.get(chosen, chosen) if torch.are_deterministic_algorithms_enabled() else chosen
     y = torch.ops.gskernels.head_tail(
         x.reshape(batch, x.shape[-1]), head_weight, tail_weight.contiguous(), *biases, topology.indices, label_order,

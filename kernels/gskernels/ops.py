@@ -32,7 +32,8 @@ DETERMINISTIC = {"group_shared/triton": "group_shared/triton_deterministic"}
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)
 
 
-def _layer(weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group_size: int) -> Layer:
+def layer_of(weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group_size: int) -> Layer:
+    """A layer from what an operator is given; what derives from the indices is made once an index tensor."""
     version = None if indices.is_inference() else indices._version
     kept: tuple[int | None, dict[str, Any]] | None = _memos.get(indices)
     if kept is None or kept[0] != version:
@@ -42,7 +43,7 @@ def _layer(weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group
     return Layer(weight, topology, bias=bias)
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Implementations choose their dtypes themselves."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
@@ -59,8 +60,8 @@ def _forward(
     backward_implementation: str,
 ) -> Tensor:  # fmt: skip
     chosen = find(implementation)
-    with _without_autocast(x):
-        y: Tensor = chosen.load().forward(x, _layer(weight, indices, bias, dim, group_size), **chosen.options)
+    with without_autocast(x):
+        y: Tensor = chosen.load().forward(x, layer_of(weight, indices, bias, dim, group_size), **chosen.options)
     return y
 
 
@@ -74,8 +75,8 @@ def _grad_input(
     grad_out: Tensor, weight: Tensor, indices: Tensor, dim: int, group_size: int, implementation: str
 ) -> Tensor:
     chosen = find(implementation)
-    with _without_autocast(grad_out):
-        layer = _layer(weight, indices, None, dim, group_size)
+    with without_autocast(grad_out):
+        layer = layer_of(weight, indices, None, dim, group_size)
         dx: Tensor = chosen.load().grad_input(grad_out, layer, **chosen.options)
     return dx
 
@@ -90,8 +91,8 @@ def _grad_weight(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> Tensor:
     chosen = find(implementation)
-    with _without_autocast(x):
-        layer = _layer(weight, indices, None, x.shape[1], group_size)
+    with without_autocast(x):
+        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dw: Tensor = chosen.load().grad_weight(grad_out, x, layer, **chosen.options)
     return dw
 
@@ -106,8 +107,8 @@ def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> tuple[Tensor, Tensor]:
     chosen = find(implementation)
-    with _without_autocast(x):
-        layer = _layer(weight, indices, None, x.shape[1], group_size)
+    with without_autocast(x):
+        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dx, dw = chosen.load().backward(grad_out, x, layer, **chosen.options)
     return dx, dw
 
@@ -159,7 +160,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _choose(shape: Shape, dtype: str, device: str, implementation: str | None) -> str:
+def choose(shape: Shape, dtype: str, device: str, implementation: str | None) -> str:
     """The name of the implementation. Raises ValueError where the named one, or every default, cannot run."""
     passes = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
     if implementation is not None:
@@ -216,10 +217,10 @@ def linear(
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    _check(x, weight, topology, bias)
+    check_operands(x, weight, topology, bias)
     batch = math.prod(x.shape[:-1])
     shape = Shape(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size)
-    chosen = _choose(shape, DTYPES[x.dtype], kind, implementation)
+    chosen = choose(shape, DTYPES[x.dtype], kind, implementation)
     backward = DETERMINISTIC.get(chosen, chosen) if torch.are_deterministic_algorithms_enabled() else chosen
     y = torch.ops.gskernels.forward(
         x.reshape(batch, topology.dim).contiguous(), weight.contiguous(), topology.indices, bias,
@@ -228,7 +229,8 @@ def linear(
     return y.view(*x.shape[:-1], topology.labels)  # type: ignore[no-any-return]
 
 
-def _check(x: Tensor, weight: Tensor, topology: GroupTopology, bias: Tensor | None) -> None:
+def check_operands(x: Tensor, weight: Tensor, topology: GroupTopology, bias: Tensor | None) -> None:
+    """Raises ValueError where shapes, dtypes or devices do not fit; see `linear`."""
     labels, dim, fan_in = topology.labels, topology.dim, topology.fan_in
     if x.dim() < 1 or x.shape[-1] != dim:
         raise ValueError(f"x must be [*, {dim}] for this topology, got {list(x.shape)}")

@@ -18,8 +18,7 @@ from gskernels.nn import GroupSharedLinear
 from gskernels.rewire import Rewirer, Schedule
 from gskernels.topology import BANKS, GroupTopology
 
-# labels, dim, fan_in, group_size
-SHAPES = [
+SHAPES = [  # labels, dim, fan_in, group_size
     (24, 32, 8, 4),
     (10, 17, 5, 3),  # ragged last group, dim no multiple of the banks
     (7, 40, 24, 7),  # one group; more dropped than some residues have unread inputs

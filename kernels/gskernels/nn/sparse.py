@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gskernels.nn.parameters import Device, dense_layer, fill_uniform, zero_bias
-from gskernels.ops import _layer, linear
+from gskernels.ops import layer_of, linear
 from gskernels.table import FORWARD, IMPLEMENTATIONS
 from gskernels.topology import GroupTopology
 
@@ -66,7 +66,7 @@ class GroupSharedLinear(nn.Module):
     @property
     def topology(self) -> GroupTopology:
         """The index lists: a view of `indices`. What is derived from them is kept until `indices` is written to."""
-        kept = _layer(self.weight, self.indices, None, self.dim, self.group_size).sparse
+        kept = layer_of(self.weight, self.indices, None, self.dim, self.group_size).sparse
         return replace(kept, indices=self.indices)
 
     def set_topology(self, topology: GroupTopology) -> None:
