@@ -7,12 +7,18 @@ Schema history (the version is in every manifest and every record line):
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from gsbench.case import Case
 
 SCHEMA = 1
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
+
+
+def utc_now() -> str:
+    """The time as records and manifests write it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from gsbench.case import AXES, MODES, PASSES
 from gsbench.errors import UserError
+from gskernels.table import FLOATS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-DTYPES = ("fp32", "fp16", "bf16")
 PATTERNS = ("uniform", "zipf", "clustered", "banked")
 Positive = Annotated[int, Field(strict=True, ge=1)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -132,9 +132,10 @@ def load_suite(name: str, device: str, overrides: list[str] | None = None) -> tu
     if not isinstance(scaled, dict):
         raise UserError(f"{file}: cpu: must be a table of overrides")
     validate(data, str(file))  # a fault anywhere shows on every machine
-    validate(_merged(data, scaled), f"{file} [cpu]")
+    on_cpu = _merged(data, scaled)
+    validate(on_cpu, f"{file} [cpu]")
     if device == "cpu":
-        data = _merged(data, scaled)
+        data = on_cpu
     for text in overrides or []:
         _override(data, text)
     suite = validate(data, str(file))
@@ -143,6 +144,14 @@ def load_suite(name: str, device: str, overrides: list[str] | None = None) -> tu
         "overrides": overrides or [], **suite.model_dump(mode="json"),
     }  # fmt: skip
     return suite, resolved
+
+
+_RESOLUTION = ("name", "file", "scaled_for_cpu", "overrides")  # what load_suite adds to a suite's own keys
+
+
+def from_manifest(resolved: dict[str, Any], source: str) -> Suite:
+    """The suite that `load_suite` resolved for a run. Raises UserError where the manifest's no longer fits."""
+    return validate({key: value for key, value in resolved.items() if key not in _RESOLUTION}, source)
 
 
 def validate(data: dict[str, Any], source: str) -> Suite:
@@ -200,7 +209,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-_LISTS = {"passes": PASSES, "dtypes": DTYPES, "patterns": PATTERNS, "modes": MODES}
+_LISTS = {"passes": PASSES, "dtypes": FLOATS, "patterns": PATTERNS, "modes": MODES}
 _SINGULAR = {"pass": "passes", "dtype": "dtypes", "pattern": "patterns", "mode": "modes"}
 
 

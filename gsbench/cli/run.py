@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -39,7 +39,7 @@ def run(
     from gsbench.measure.session import Session, new_manifest, run_name
     from gsbench.record import SCHEMA
     from gsbench.store import RunWriter, read_run
-    from gsbench.suite import load_suite, validate
+    from gsbench.suite import from_manifest, load_suite
 
     budget_s = parse_duration(budget) if budget else None
     implementations = all_implementations()
@@ -49,7 +49,7 @@ def run(
         before = read_run(resume)
         target = before.manifest.get("target", "cpu")
         only = before.manifest.get("only", [])
-        chosen = validate({k: v for k, v in before.manifest["suite"].items() if k not in _NOT_SUITE}, str(resume))
+        chosen = from_manifest(before.manifest["suite"], str(resume))
     else:
         if not suite:
             raise UserError("which suite? --suite NAME (gsbench list suites), or --resume RUN")
@@ -89,7 +89,6 @@ def run(
         raise typer.Exit(EXIT_FAILED)
 
 
-_NOT_SUITE = ("name", "file", "scaled_for_cpu", "overrides")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -102,16 +101,11 @@ def parse_duration(text: str) -> float:
 
 
 def _check_same(
-    manifest: dict[str, object], fingerprint: str, versions: dict[str, object], path: Path, force: bool
+    manifest: dict[str, Any], fingerprint: str, versions: dict[str, Any], path: Path, force: bool
 ) -> tuple[str, ...]:
     """Validity flags of what is added to the run. Raises UserError where code or environment differ without --force."""
     from gsbench.measure import environment
 
-    before = manifest["environment"]
-    assert isinstance(before, dict)
-    changed = environment.differences(before, versions)
-    if manifest["code_fingerprint"] != fingerprint:
-        changed.append(f"code {manifest['code_fingerprint']} -> {fingerprint}")
-    if changed and not force:
-        raise UserError(f"{path}: cannot be resumed: {'; '.join(changed)}; start a new run, or add --force (it is recorded)")
-    return ("resumed_with_other_code",) if changed else ()
+    before = {**manifest["environment"], "code": manifest["code_fingerprint"]}
+    now = {**{key: versions[key] for key in environment.KEPT_ON_RESUME}, "code": fingerprint}
+    return ("resumed_with_other_code",) if environment.mixes(path, before, now, force) else ()

@@ -10,7 +10,7 @@ import typer
 
 from gsbench.errors import EXIT_FAILED, EXIT_NOTHING, UserError
 
-_CPU_DTYPES, _CUDA_DTYPES = ("fp32",), ("fp32", "fp16", "bf16")
+_CPU_DTYPES = ("fp32",)
 
 
 def verify(
@@ -26,11 +26,11 @@ def verify(
     from gsbench.cli import device as devices
     from gsbench.implementations import all_implementations
     from gsbench.plan import select
-    from gsbench.suite import DTYPES
+    from gskernels.table import FLOATS
 
     for name in dtype or []:
-        if name not in DTYPES:
-            raise UserError(f"--dtype {name!r}: allowed are {', '.join(DTYPES)}")
+        if name not in FLOATS:
+            raise UserError(f"--dtype {name!r}: allowed are {', '.join(FLOATS)}")
     chosen = select(all_implementations(), only or [])
     target = devices.resolve(device)
 
@@ -40,7 +40,7 @@ def verify(
 
     if target.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no CUDA device here")
-    dtypes = dtype or (_CPU_DTYPES if target == "cpu" else _CUDA_DTYPES)
+    dtypes = dtype or (_CPU_DTYPES if target == "cpu" else FLOATS)
     results = []
     for result in verify_all(torch.device(target), chosen, dtypes):
         results.append(result)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from gsbench.measure.nvml import Monitor
 from gsbench.measure.operands import Call, Operands, Outputs, bind
 from gsbench.measure.rounds import Series, take_rounds
 from gsbench.measure.timers import CpuTimer, CudaTimer, GraphTimer, HostTimer, Timer
-from gsbench.record import Record
+from gsbench.record import Record, utc_now
 from gsbench.store import Sample
 from gsbench.suite import TimingSettings
 from gskernels import tune
@@ -275,7 +274,7 @@ def _finish(bench: Bench, one: Series, facts: dict[str, Any]) -> Record:
     if case.mode == "cold" and floor > timing.median_ms:
         validity.append("over_roof")  # faster than the card can move the bytes: the harness or the model is wrong
     facts = facts | {"floor_ms": floor, "roof_share": floor / timing.median_ms, "validity": tuple(validity)}
-    return Record(case, "ok", timing=timing, finished_utc=_now(), **facts)
+    return Record(case, "ok", timing=timing, finished_utc=utc_now(), **facts)
 
 
 def _energy(bench: Bench, subject: Subject) -> float | None:
@@ -309,7 +308,7 @@ def _failed(
             return
     facts = facts | {"verified": False}
     for case in cases:
-        yield Finished(Record(case, status, prefix + reason, finished_utc=_now(), **facts), [])
+        yield Finished(Record(case, status, prefix + reason, finished_utc=utc_now(), **facts), [])
     if _is_cuda_error(error):
         raise DeviceLost(reason) from error
 
@@ -326,7 +325,3 @@ def diagnose(error: Exception) -> tuple[str, str]:
 
 def _is_cuda_error(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "CUDA error" in str(error)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

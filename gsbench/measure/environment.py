@@ -13,11 +13,12 @@ from typing import Any
 
 import gsbench
 import gskernels
+from gsbench.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
 _DECIDES_TIMES = (_PACKAGE / "measure", _PACKAGE / "costs.py", Path(str(gskernels.__file__)).parent)
 _SOURCES = (".py", ".cu", ".cuh", ".json")
-_KEPT_ON_RESUME = ("python", "torch", "triton")  # device and driver: where the worker says hello
+KEPT_ON_RESUME = ("python", "torch", "triton")  # device and driver: where the worker says hello
 
 
 def versions() -> dict[str, Any]:
@@ -45,9 +46,13 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a resumed run would mix, in words."""
-    return [f"{key} {before.get(key)} -> {now.get(key)}" for key in _KEPT_ON_RESUME if before.get(key) != now.get(key)]
+def mixes(path: Path, before: dict[str, Any], now: dict[str, Any], force: bool) -> bool:
+    """Whether resuming the run at `path` would mix what must not change. Raises UserError that lists it, unless forced."""
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    if changed and not force:
+        why = f"{path}: cannot be resumed: {'; '.join(changed)}"
+        raise UserError(f"{why}; start a new run, or add --force (it is recorded)")
+    return bool(changed)
 
 
 def probe_device(device: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from gsbench.case import Point
+from gskernels import ops
 from gskernels.layer import Layer
 from gskernels.table import Implementation
 from gskernels.topology import PATTERNS, GroupTopology
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {name: dtype for dtype, name in ops.DTYPES.items()}
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Outputs]
 TOPOLOGY_SEED = 7

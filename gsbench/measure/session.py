@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from gsbench.case import Case
-from gsbench.errors import UserError
+from gsbench.measure import environment
 from gsbench.measure.client import WorkerClient, WorkerGone
 from gsbench.plan import Plan
-from gsbench.record import Record
+from gsbench.record import Record, utc_now
 from gsbench.store import RunWriter, Sample
 from gsbench.suite import Suite
 
@@ -49,7 +49,7 @@ class Session:
         try:
             for case, reason in plan.unsupported:
                 if case.key not in recorded:
-                    self._store(Record(case, "unsupported", reason, finished_utc=_now()), [])
+                    self._store(Record(case, "unsupported", reason, finished_utc=utc_now()), [])
             for block in plan.blocks():
                 todo = [case for case in block if case.key not in recorded]
                 if todo and not self._over():
@@ -88,10 +88,7 @@ class Session:
             return
         before = {"device": manifest["device"]["name"], **{k: manifest["environment"].get(k) for k in ("cuda", "driver")}}
         now = {"device": device["name"], "cuda": hello["cuda"], "driver": hello["driver"]}
-        changed = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
-        if changed and not self.force:
-            why = f"{self.writer.path}: cannot be resumed: {'; '.join(changed)}"
-            raise UserError(f"{why}; start a new run, or add --force (it is recorded)")
+        changed = environment.mixes(self.writer.path, before, now, self.force)
         if changed and "resumed_elsewhere" not in self.extra_validity:
             self.extra_validity = (*self.extra_validity, "resumed_elsewhere")
 
@@ -110,7 +107,7 @@ class Session:
                 self._replacements += 1
                 if gone.key not in todo or self._replacements > _MOST_REPLACEMENTS:
                     gone.key = next(iter(todo))  # died before it named a case: the first one's
-                self._store(Record(todo.pop(gone.key), gone.status, gone.reason, finished_utc=_now()), [])
+                self._store(Record(todo.pop(gone.key), gone.status, gone.reason, finished_utc=utc_now()), [])
         for case in alone:
             if not self._over():
                 self._measure([case])
@@ -137,7 +134,7 @@ class Session:
         elif kind == "done" and not self._over():
             for case in list(todo.values()):  # the worker was through with the block and said nothing of these
                 todo.pop(case.key)
-                self._store(Record(case, "error", "the worker left this case out", finished_utc=_now()), [])
+                self._store(Record(case, "error", "the worker left this case out", finished_utc=utc_now()), [])
 
     def _store(self, record: Record, samples: list[Sample]) -> None:
         if self.extra_validity:
@@ -161,7 +158,7 @@ def new_manifest(name: str, suite: dict[str, Any], environment: dict[str, Any], 
                  schema: int) -> dict[str, Any]:  # fmt: skip
     """A manifest before the first worker has filled in its device and ceilings."""
     return {
-        "schema": schema, "run": name, "suite": suite, "created_utc": _now(), "command": command, "device": {},
+        "schema": schema, "run": name, "suite": suite, "created_utc": utc_now(), "command": command, "device": {},
         "environment": environment, "ceilings": {}, "scaled_for_cpu": suite["scaled_for_cpu"],
         "code_fingerprint": fingerprint, "resumed": [], "validity": [],
     }  # fmt: skip
@@ -170,7 +167,3 @@ def new_manifest(name: str, suite: dict[str, Any], environment: dict[str, Any], 
 def run_name(suite: str, device: str) -> str:
     """<suite>-<device>-<utc>"""
     return f"{suite}-{device.replace(':', '')}-{datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%SZ')}"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
