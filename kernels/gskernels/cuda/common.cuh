@@ -1,0 +1,92 @@
+// What kernels for sm_80 and newer share: short names, conversions, 16-byte pieces, ldmatrix, cp.async, mma.sync.
+// Element types are float, __half and __nv_bfloat16; sums are float.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+typedef __nv_bfloat16 bf16;
+typedef __half fp16;
+
+#define DEVICE __device__ __forceinline__
+
+template <class A, class B> DEVICE constexpr A cdiv(A a, B b) { return (a + b - 1) / b; }
+
+// ---- conversions ----
+
+DEVICE float to_float(float v) { return v; }
+DEVICE float to_float(fp16 v) { return __half2float(v); }
+DEVICE float to_float(bf16 v) { return __bfloat162float(v); }
+
+template <class T> DEVICE T from_float(float v);
+template <> DEVICE float from_float<float>(float v) { return v; }
+template <> DEVICE fp16 from_float<fp16>(float v) { return __float2half_rn(v); }
+template <> DEVICE bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
+
+// Two neighbouring 16-bit numbers of one 32-bit word, the one at the lower address first.
+template <class T> DEVICE float2 unpack(u32 v);
+template <> DEVICE float2 unpack<fp16>(u32 v) { return __half22float2(*reinterpret_cast<__half2*>(&v)); }
+template <> DEVICE float2 unpack<bf16>(u32 v) { return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xFFFF0000u)); }
+
+template <class T> DEVICE u32 pack(float low, float high);
+template <> DEVICE u32 pack<fp16>(float low, float high) {
+  __half2 v = __floats2half2_rn(low, high);
+  return *reinterpret_cast<u32*>(&v);
+}
+template <> DEVICE u32 pack<bf16>(float low, float high) {
+  __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<u32*>(&v);
+}
+
+// ---- global memory: what is read or written once should not push anything out of the caches ----
+
+DEVICE uint4 load_once(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+DEVICE void store_once(void* p, uint4 v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// ---- shared memory ----
+
+DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+// 16 bytes from global memory, in the background; with bytes = 0 it writes zeros and reads nothing.
+DEVICE void copy_async(u32 to, const void* from, u32 bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+
+// The barrier `id` (1..15; 0 is __syncthreads) of `threads` threads of the block.
+DEVICE void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// Four 8 x 8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
+DEVICE void load_matrices(u32 (&r)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+
+// ---- tensor cores ----
+
+// d [16 x 8] += a [16 x 16] b [16 x 8], one warp.
+template <class T> DEVICE void mma_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
+#define GS_MMA(T, NAME)                                                                                              \
+  template <> DEVICE void mma_16816<T>(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                           \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "  \
+                 "{%8, %9}, {%0, %1, %2, %3};"                                                                       \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                    \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                    \
+  }
+GS_MMA(bf16, "bf16")
+GS_MMA(fp16, "f16")
+#undef GS_MMA

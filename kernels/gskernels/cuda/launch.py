@@ -1,0 +1,261 @@
+"""Load compiled kernels into the driver and start them on the current stream.
+
+    forward = kernel("fixed_fan_in/cuda.cu", "forward", {"K": 64}, x.get_device())
+    with tune.device_of(x):
+        forward.launch(grid, 256, (x, y, batch, I64(labels), scale), shared_bytes=98304)
+
+A kernel is compiled and loaded once a (device, source, name, defines). After its first launch with the most shared
+memory it needs, launches touch no driver resource, so they can be captured in a CUDA graph. Every answer of the driver
+is checked. Each launch is noted with `tune.record`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gskernels import tune
+from gskernels.cuda import jit
+
+try:
+    from cuda.bindings import driver
+except ImportError as error:
+    raise ImportError(f"{jit.INSTALL} ({error})") from error
+
+Dim = int | tuple[int, ...]
+_SUCCESS = driver.CUresult.CUDA_SUCCESS
+_NO_CONTEXT = (driver.CUresult.CUDA_ERROR_INVALID_CONTEXT, driver.CUresult.CUDA_ERROR_CONTEXT_IS_DESTROYED)
+_lock = threading.Lock()
+_kernels: dict[tuple[Any, ...], Kernel] = {}
+
+
+class LaunchError(RuntimeError):
+    """An error that the driver reports; the message names the kernel, the call and the error."""
+
+
+class I64(int):
+    """An argument that the kernel declares as a 64-bit integer; a plain int is a 32-bit one."""
+
+
+class TensorMap:
+    """How the copy engine sees a matrix; a `const __grid_constant__ TensorMap` argument. Made by `tensor_map`."""
+
+    __slots__ = ("_map", "address")
+
+    def __init__(self, encoded: Any) -> None:
+        self._map = encoded
+        self.address = int(encoded.getPtr())
+
+
+Argument = Tensor | int | float | TensorMap | None
+
+
+class Kernel:
+    """A kernel on one device.
+
+    binary: the machine code it is part of. resources: its registers, spills, stack and static shared memory.
+    """
+
+    def __init__(self, binary: jit.Binary, name: str, config: tune.Config, device_index: int) -> None:
+        """Loads the machine code. Raises LaunchError where the driver refuses it, KeyError without such a kernel."""
+        self.name, self.binary, self.config, self.device_index = name, binary, config, device_index
+        self.resources = binary.kernels[name]
+        self._facts: dict[int, dict[str, Any]] = {}
+        self._configs: dict[tuple[Any, ...], Any] = {}
+        self._shared_limit = 48 * 1024
+        _make_current(device_index)
+        self._module = _checked(name, "cuModuleLoadData", driver.cuModuleLoadData(binary.cubin))
+        self._function = _checked(name, "cuModuleGetFunction", driver.cuModuleGetFunction(self._module, name.encode()))
+
+    def launch(self, grid: Dim, block: Dim, args: Sequence[Argument], shared_bytes: int = 0, cluster: int = 1) -> None:
+        """Start it on the current stream of its device, which must be the current device (`tune.device_of`).
+
+        Args:
+            grid: blocks, up to three numbers. block: threads, likewise.
+            args: a Tensor is its address and None a null pointer; int, `I64`, float (32 bits), TensorMap.
+            shared_bytes: dynamic shared memory of a block.
+            cluster: blocks of a cluster, along x; the grid is a multiple of it.
+
+        Raises:
+            LaunchError: the driver's error.
+            TypeError, OverflowError: arguments that no kernel can take.
+        """
+        if shared_bytes > self._shared_limit:
+            self._raise_limit(shared_bytes)
+        stream = torch.cuda.current_stream(self.device_index).cuda_stream
+        values = [self._value(number, value) for number, value in enumerate(args)]
+        packed = (ctypes.c_void_p * len(values))(*[v if type(v) is int else ctypes.addressof(v) for v in values])
+        status = self._start(grid, block, shared_bytes, cluster, stream, ctypes.addressof(packed))
+        if status in _NO_CONTEXT:  # a thread that has not used the GPU yet
+            _make_current(self.device_index)
+            status = self._start(grid, block, shared_bytes, cluster, stream, ctypes.addressof(packed))
+        if status != _SUCCESS:
+            shape = f"grid {grid}, block {block}, cluster {cluster}, {shared_bytes} bytes of shared memory"
+            raise LaunchError(f"{self.name} does not start: {_text(status)} ({shape})")
+        facts = self._facts.get(shared_bytes)
+        if facts is None:
+            facts = self._facts[shared_bytes] = self._describe(shared_bytes)
+        tune.record(self.name, facts, self.config)
+
+    def blocks_per_sm(self, block: int, shared_bytes: int = 0) -> int:
+        """How many of its blocks a multiprocessor holds at once."""
+        if shared_bytes > self._shared_limit:
+            self._raise_limit(shared_bytes)
+        answer = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self._function, block, shared_bytes)
+        return int(_checked(self.name, "cuOccupancyMaxActiveBlocksPerMultiprocessor", answer))
+
+    def _describe(self, shared_bytes: int) -> dict[str, Any]:
+        facts = asdict(self.resources)
+        del facts["stack"]
+        return {**facts, "shared_bytes": self.resources.shared_bytes + shared_bytes, "sha256": self.binary.sha256}
+
+    def _raise_limit(self, shared_bytes: int) -> None:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        what = f"cuFuncSetAttribute({shared_bytes} bytes of shared memory)"
+        _checked(self.name, what, driver.cuFuncSetAttribute(self._function, attribute, shared_bytes))
+        self._shared_limit = shared_bytes
+
+    def _value(self, number: int, value: Argument) -> Any:
+        """A ctypes number, or the address of an argument that lives elsewhere."""
+        if isinstance(value, Tensor):
+            if not value.is_cuda:
+                raise TypeError(f"argument {number} of {self.name} is a tensor on {value.device}, not on a GPU")
+            return ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, I64):
+            return ctypes.c_int64(value)
+        if isinstance(value, int):
+            if not -(2**31) <= value < 2**31:
+                raise OverflowError(f"argument {number} of {self.name} is {value}: not 32 bits, and not marked I64")
+            return ctypes.c_int32(value)
+        if isinstance(value, float):
+            return ctypes.c_float(value)
+        if isinstance(value, TensorMap):
+            return value.address
+        if value is None:
+            return ctypes.c_void_p(0)
+        raise TypeError(f"argument {number} of {self.name} is a {type(value).__name__}")
+
+    def _start(self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, stream: int, args: int) -> Any:
+        if cluster == 1:
+            return driver.cuLaunchKernel(self._function, *_three(grid), *_three(block), shared_bytes, stream, args, 0)[0]
+        key = (grid, block, shared_bytes, cluster, stream)
+        config = self._configs.get(key)
+        if config is None:
+            config = self._configs[key] = _clustered(*key)
+        return driver.cuLaunchKernelEx(config, self._function, args, 0)[0]
+
+
+def kernel(source: str, name: str, defines: jit.Defines, device_index: int) -> Kernel:
+    """The kernel `name` of `source` (a path within the package), compiled for and loaded on a device, once.
+
+    Its numeric defines are the configuration under which its launches are recorded. Raises as `jit.compile` does, and
+    LaunchError.
+    """
+    key = (device_index, source, name, tuple(sorted(defines.items())))
+    found = _kernels.get(key)
+    if found is None:
+        with _lock:
+            found = _kernels.get(key)
+            if found is None:
+                arch = jit.arch_of(torch.cuda.get_device_capability(device_index))
+                config = {macro: value for macro, value in defines.items() if isinstance(value, int)}
+                found = _kernels[key] = Kernel(jit.compile(source, arch, defines), name, config, device_index)
+    return found
+
+
+# ---- tensor maps ------------------------------------------------------------------------------------------------
+
+_SWIZZLE = {
+    0: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE,
+    32: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B,
+    64: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
+    128: driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+}
+_TYPE = {
+    torch.float32: driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    torch.float16: driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    torch.bfloat16: driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+}
+
+
+def tensor_map(
+    base: Tensor | int, dims: Sequence[int], strides_bytes: Sequence[int], box: Sequence[int], swizzle: int = 0,
+    dtype: torch.dtype | None = None,
+) -> TensorMap:  # fmt: skip
+    """A map of a row-major array for the copy engine (sm_90 and newer).
+
+    Args:
+        base: the tensor, or the address of its first element; on 16 bytes.
+        dims: elements along each axis, the contiguous one first. What a box covers beyond them reads as zero.
+        strides_bytes: of every axis but the first; multiples of 16.
+        box: elements of one copy, along each axis; at most 256.
+        swizzle: 0, 32, 64 or 128 bytes, which a row of the box must not exceed.
+        dtype: fp32, fp16 or bf16; that of the tensor if not given.
+
+    Raises LaunchError with these numbers where the driver refuses them.
+    """
+    address = base.data_ptr() if isinstance(base, Tensor) else base
+    dtype = base.dtype if dtype is None and isinstance(base, Tensor) else dtype
+    if dtype not in _TYPE or swizzle not in _SWIZZLE:
+        raise ValueError(f"no tensor map of {dtype} with a swizzle of {swizzle}; use {list(_TYPE)} and {list(_SWIZZLE)}")
+    return _tensor_map(address, tuple(dims), tuple(strides_bytes), tuple(box), swizzle, dtype)
+
+
+@functools.lru_cache(maxsize=512)  # a map holds nothing but these numbers; encoding one takes longer than a launch
+def _tensor_map(
+    address: int, dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], swizzle: int, dtype: torch.dtype
+) -> TensorMap:
+    answer = driver.cuTensorMapEncodeTiled(
+        _TYPE[dtype], len(dims), address, [driver.cuuint64_t(d) for d in dims], [driver.cuuint64_t(s) for s in strides],
+        [driver.cuuint32_t(b) for b in box], [driver.cuuint32_t(1)] * len(dims),
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE, _SWIZZLE[swizzle],
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    what = f"dims {dims}, strides {strides}, box {box}, swizzle {swizzle}, {dtype} at {address:#x}"
+    return TensorMap(_checked(f"a tensor map ({what})", "cuTensorMapEncodeTiled", answer))
+
+
+# ---- the driver -------------------------------------------------------------------------------------------------
+
+
+def _three(n: Dim) -> tuple[int, ...]:
+    return (n, 1, 1) if isinstance(n, int) else (*n, 1, 1)[:3]
+
+
+def _clustered(grid: Dim, block: Dim, shared_bytes: int, cluster: int, stream: int) -> Any:
+    config, attribute = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+    config.gridDimX, config.gridDimY, config.gridDimZ = _three(grid)
+    config.blockDimX, config.blockDimY, config.blockDimZ = _three(block)
+    config.sharedMemBytes, config.hStream = shared_bytes, driver.CUstream(stream)
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = attribute.value.clusterDim
+    size.x, size.y, size.z = cluster, 1, 1
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
+
+
+def _make_current(device_index: int) -> None:
+    """Torch works in the primary context of a device; make it this thread's."""
+    torch.cuda.init()
+    device = _checked("a kernel", "cuDeviceGet", driver.cuDeviceGet(device_index))
+    context = _checked("a kernel", "cuDevicePrimaryCtxRetain", driver.cuDevicePrimaryCtxRetain(device))
+    _checked("a kernel", "cuCtxSetCurrent", driver.cuCtxSetCurrent(context))
+
+
+def _checked(name: str, what: str, answer: tuple[Any, ...]) -> Any:
+    if answer[0] != _SUCCESS:
+        raise LaunchError(f"{what} for {name} failed: {_text(answer[0])}")
+    return answer[1] if len(answer) > 1 else None
+
+
+def _text(status: Any) -> str:
+    _, explanation = driver.cuGetErrorString(status)
+    return f"{status.name} ({explanation.decode()})" if explanation else str(status.name)
