@@ -17,7 +17,7 @@ FAMILY_SHADES: dict[str, tuple[str, ...]] = {
     "bottleneck": ("#008a63", "#4fc3a1"),
     "masked_dense": ("#c2669a", "#7d3560"),
     "fixed_fan_in": ("#56b4e9", "#0b3c63", "#0072b2", "#9fd8d8", "#2f5fd0", "#3aa6b9"),
-    "group_shared": ("#e69f00", "#d55e00", "#8c2d04", "#f4714a"),
+    "group_shared": ("#e69f00", "#d55e00", "#8c2d04", "#f4714a", "#b8912e", "#5c3a21"),
 }
 OTHER_SHADES = ("#7a4fbf", "#9a8500", "#3d7a7a", "#a05050")
 FAMILY_MARKERS = {

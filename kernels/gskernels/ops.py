@@ -28,7 +28,9 @@ PREFERENCE = {
     ("cpu", False): ("fixed_fan_in/csr", "fixed_fan_in/embedding_bag"),
 }
 # Whose grad_input sums in no fixed order, and who does the same work in a fixed one.
-DETERMINISTIC = {"group_shared/triton": "group_shared/triton_deterministic"}
+DETERMINISTIC = {
+    "group_shared/triton": "group_shared/triton_deterministic", "group_shared/cuda": "group_shared/cuda_deterministic",
+}  # fmt: skip
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)
 
 

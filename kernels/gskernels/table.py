@@ -14,6 +14,7 @@ are passed on as keywords.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -138,6 +139,16 @@ def _group_shared_workspace(shape: Shape, pass_: str, item: int) -> int:
     return shape.batch * shape.dim * (item + (16 if pass_ in (GRAD_INPUT, BACKWARD) else 0))
 
 
+def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """As above, with rows of the batch padded to slices, and four accumulators only while these are small."""
+    wide = math.ceil(shape.batch / 32) * 32 * shape.dim
+    forward = math.ceil(shape.batch / 64) * 64 * shape.dim * item if shape.batch > 32 else wide * item
+    if pass_ == FORWARD:
+        return forward
+    sums = wide * 4 * (4 if wide < 1 << 21 else 1) if pass_ in (GRAD_INPUT, BACKWARD) else 0
+    return sums + (wide * item if pass_ in (GRAD_WEIGHT, BACKWARD) else 0)
+
+
 def _per_label_workspace(shape: Shape, pass_: str, item: int) -> int:
     """X^T and, in another order, the weights; for grad_input dY^T as well."""
     weights = 0 if pass_ == GRAD_WEIGHT else shape.labels * shape.fan_in * item
@@ -167,6 +178,12 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    "gather and tensor-core product, atomic grad_input", devices=("cuda",),
                    workspace=_group_shared_workspace),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
+                   "the same with a fixed summation order in grad_input", devices=("cuda",),
+                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
+    Implementation("group_shared/cuda", "gskernels.group_shared.cuda", "sparse",
+                   "CUDA C++: gather and tensor-core product, atomic grad_input", devices=("cuda",),
+                   workspace=_group_shared_cuda_workspace),
+    Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
 )

@@ -31,7 +31,18 @@ class Source:
 
 
 # One line a source; several where different kernels take different macros.
-SOURCES: tuple[Source, ...] = ()
+# Of the portable kernels of group_shared, one variant a type; test_group_shared_cuda.py compiles what plans ask for.
+ALIGNED: dict[str, tuple[int | str, ...]] = {"INDEX": ("short",), "PART": (32,), "W_ALIGNED": (1,), "Y_ALIGNED": (1,)}
+SOURCES: tuple[Source, ...] = (
+    Source("group_shared/portable_transpose.cu", ("portable_transpose", "portable_sum"), {"ELEMENT": ("float", "bf16")}),
+    Source("group_shared/portable_forward.cu", ("portable_forward",),
+           {**ALIGNED, "ELEMENT": ("fp16", "bf16"), "SLICE": (64,), "TEAM": (4,), "WARPS": (12,), "BLOCKS": (1,),
+            "RESIDENT": (1,), "STAGES": (1,)}),
+    Source("group_shared/portable_gradients.cu", ("portable_gradients",),
+           {**ALIGNED, "ELEMENT": ("float", "bf16"), "WARPS": (4,), "BLOCKS": (3,), "WITH_INPUT": (1,), "WITH_WEIGHT": (1,)}),
+    Source("group_shared/portable_ordered.cu", ("portable_ordered_grad_input",),
+           {**ALIGNED, "ELEMENT": ("bf16",), "SLICE": (64,), "SPLIT": (4,), "ACCUMULATE_SHARED": (1,)}),
+)  # fmt: skip
 
 CASES = [
     pytest.param(source, arch, defines, id=f"{source.path}-{arch}-{','.join(f'{k}={v}' for k, v in defines.items())}")
