@@ -23,7 +23,7 @@ DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 # The first that supports forward and both gradients is the default of (type of device, whether labels share lists).
 PREFERENCE = {
     ("cuda", True): ("group_shared/triton", "group_shared/torch"),
-    ("cuda", False): ("fixed_fan_in/triton", "fixed_fan_in/gather"),
+    ("cuda", False): ("fixed_fan_in/cuda", "fixed_fan_in/triton", "fixed_fan_in/gather"),
     ("cpu", True): ("group_shared/torch",),
     ("cpu", False): ("fixed_fan_in/csr", "fixed_fan_in/embedding_bag"),
 }

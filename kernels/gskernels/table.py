@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
+from gskernels.routes import aligned_rows, chunk_labels, takes_dense
+
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
 ALL_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
 FLOATS = ("fp32", "fp16", "bf16")
@@ -156,6 +158,25 @@ def _per_label_workspace(shape: Shape, pass_: str, item: int) -> int:
     return shape.batch * shape.dim * item + weights + grad_out
 
 
+def _per_label_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """The larger gradient's; on the multiprocessors of an H200."""
+    if pass_ == BACKWARD:
+        return max(_per_label_cuda_workspace(shape, one, item) for one in (GRAD_INPUT, GRAD_WEIGHT))
+    batch, dim, labels, fan_in = shape.batch, shape.dim, shape.labels, shape.fan_in
+    if takes_dense(pass_, batch, dim, fan_in, item):
+        chunk = chunk_labels(labels, dim, item)
+        rows = 0 if aligned_rows(labels, item) else batch * chunk * item
+        return chunk * dim * item + rows + (batch * dim * (4 + item) if pass_ == GRAD_INPUT else 0)
+    if pass_ == GRAD_INPUT:  # the weights in another order, padded; the sums of every block
+        columns = 128 // item
+        slices = -(-batch // columns)
+        parts = max(1, min(-(-labels // 768), 264 // slices))
+        return labels * fan_in * item * 5 // 4 + (parts + 1) * dim * slices * columns * 4
+    padded = labels * -(-fan_in // 8) * 8 * item if pass_ == FORWARD and fan_in % 8 else 0
+    sums = labels * fan_in * 4 if pass_ == GRAD_WEIGHT and batch * item > 256 else 0
+    return batch * dim * item + padded + sums
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
     Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL",
@@ -173,6 +194,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
                    devices=("cuda",), workspace=_per_label_workspace),
+    Implementation("fixed_fan_in/cuda", "gskernels.fixed_fan_in.cuda", "sparse",
+                   "X^T in shared memory, whole rows, tensor cores; or expanded to dense for cuBLAS, where that is faster",
+                   devices=("cuda",), workspace=_per_label_cuda_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
                    "gather and tensor-core product, atomic grad_input", devices=("cuda",),

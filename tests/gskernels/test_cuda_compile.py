@@ -42,6 +42,18 @@ SOURCES: tuple[Source, ...] = (
            {**ALIGNED, "ELEMENT": ("float", "bf16"), "WARPS": (4,), "BLOCKS": (3,), "WITH_INPUT": (1,), "WITH_WEIGHT": (1,)}),
     Source("group_shared/portable_ordered.cu", ("portable_ordered_grad_input",),
            {**ALIGNED, "ELEMENT": ("bf16",), "SLICE": (64,), "SPLIT": (4,), "ACCUMULATE_SHARED": (1,)}),
+    # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.
+    Source("fixed_fan_in/cuda_expand.cu", ("expand", "collect", "transpose"),
+           {"ELEMENT": ("float", "bf16"), "INDEX": ("short", "int"), "WARPS": (4,)}),
+    Source("fixed_fan_in/cuda_forward.cu", ("forward",),
+           {"ELEMENT": ("float", "bf16"), "INDEX": ("short",), "SHARE": (2,), "RESIDENT": (1,), "WARPS": (16,),
+            "FAN_IN": (64,), "AHEAD": (2,), "HAS_BIAS": (0,)}),
+    Source("fixed_fan_in/cuda_grad_weight.cu", ("grad_weight",),
+           {"ELEMENT": ("float", "bf16"), "INDEX": ("short",), "SHARE": (2,), "RESIDENT": (1,), "WARPS": (16,),
+            "FAN_IN": (64,)}),
+    Source("fixed_fan_in/cuda_grad_input.cu", ("grad_input", "take"),
+           {"ELEMENT": ("float", "bf16"), "INDEX": ("short",), "SOURCE": ("int", "i64"), "SHARE": (4,), "RESIDENT": (1,),
+            "CHUNK": (768,), "WARPS": (8,)}),
 )  # fmt: skip
 
 CASES = [

@@ -82,8 +82,8 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 at) {
 template <class T> DEVICE void mma_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
 #define GS_MMA(T, NAME)                                                                                              \
   template <> DEVICE void mma_16816<T>(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                           \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "  \
-                 "{%8, %9}, {%0, %1, %2, %3};"                                                                       \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "           \
+        "{%8, %9}, {%0, %1, %2, %3};"                                                                       \
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                    \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                    \
   }

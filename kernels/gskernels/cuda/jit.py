@@ -20,6 +20,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 SHARED_HEADERS = Path(__file__).parent
 CACHE_VERSION = 1
+_import_lock = threading.Lock()
 Defines = Mapping[str, int | str]
 
 INSTALL = (
@@ -126,7 +128,8 @@ def _compile(source: str, arch: str, macros: list[tuple[str, str]]) -> Binary:
     nvrtc_version()
     headers = cuda_headers()
     try:
-        from cuda.core import Program, ProgramOptions
+        with _import_lock:  # cuda.core exchanges its own module while it is imported
+            from cuda.core import Program, ProgramOptions
     except ImportError as error:
         raise ImportError(f"{INSTALL} ({error})") from error
     path = PACKAGE / source
