@@ -37,9 +37,10 @@ SOURCES: tuple[Source, ...] = (
     Source("group_shared/portable_transpose.cu", ("portable_transpose", "portable_sum"), {"ELEMENT": ("float", "bf16")}),
     Source("group_shared/portable_forward.cu", ("portable_forward",),
            {**ALIGNED, "ELEMENT": ("fp16", "bf16"), "SLICE": (64,), "TEAM": (4,), "WARPS": (12,), "BLOCKS": (1,),
-            "RESIDENT": (1,), "STAGES": (1,)}),
+            "RESIDENT": (1,)}),
     Source("group_shared/portable_gradients.cu", ("portable_gradients",),
-           {**ALIGNED, "ELEMENT": ("float", "bf16"), "WARPS": (4,), "BLOCKS": (3,), "WITH_INPUT": (1,), "WITH_WEIGHT": (1,)}),
+           {**ALIGNED, "ELEMENT": ("float", "bf16"), "WARPS": (4,), "BLOCKS": (3,), "SHARE": (1,),
+            "WITH_INPUT": (1,), "WITH_WEIGHT": (1,)}),
     Source("group_shared/portable_ordered.cu", ("portable_ordered_grad_input",),
            {**ALIGNED, "ELEMENT": ("bf16",), "SLICE": (64,), "SPLIT": (4,), "ACCUMULATE_SHARED": (1,)}),
     # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.

@@ -22,6 +22,9 @@ SPARSE = [
     for i in IMPLEMENTATIONS if i.layout == "sparse" and FORWARD in i.passes for device in i.devices
 ]  # fmt: skip
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# The default of each device, and what a GPU has besides.
+CHOICES = [("cpu", None), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in (None, "group_shared/cuda"))]
+ON_GPU = [None, "group_shared/cuda"]
 
 
 def _topology(implementation: str | None, device: str = "cpu") -> GroupTopology:
@@ -112,14 +115,15 @@ def test_opcheck(implementation: str, device: str) -> None:
         torch.library.opcheck(operator.default, inputs, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "implementation"), CHOICES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(device: str, dynamic: bool) -> None:
+def test_compile(device: str, implementation: str | None, dynamic: bool) -> None:
     """fullgraph, with two uses of the layer in one graph and a second batch size."""
     topology = _topology(None, device)
 
     def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return (linear(x, weight, topology, bias).relu() + linear(2 * x, weight, topology)).square().sum()
+        first = linear(x, weight, topology, bias, implementation)
+        return (first.relu() + linear(2 * x, weight, topology, None, implementation)).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for batch in (B, B + 3):
@@ -171,11 +175,11 @@ def test_autocast_casts_as_linear_does(device: str) -> None:
     torch.testing.assert_close(mine, _gradients(full, torch.ones_like(full), x, weight, bias), rtol=0.05, atol=0.1)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_deterministic_gradients_repeat(device: str) -> None:
+@pytest.mark.parametrize(("device", "implementation"), CHOICES)
+def test_deterministic_gradients_repeat(device: str, implementation: str | None) -> None:
     topology, (x, weight, bias) = _topology(None, device), _tensors(device, batch=64)
     with _deterministic():
-        y = linear(x, weight, topology, bias)
+        y = linear(x, weight, topology, bias, implementation)
         grad_out = torch.randn_like(y)
         first, *others = (torch.autograd.grad(y, (x, weight), grad_out, retain_graph=True) for _ in range(4))
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
@@ -222,27 +226,29 @@ def test_errors() -> None:
 
 
 @pytest.mark.gpu
-def test_side_stream() -> None:
+@pytest.mark.parametrize("implementation", ON_GPU)
+def test_side_stream(implementation: str | None) -> None:
     topology, (x, weight, bias) = _topology(None, "cuda"), _tensors("cuda", batch=512)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)  # what ran on the default stream would be done before x is written
         moved = 2 * x
-        y = linear(moved, weight, topology, bias)
+        y = linear(moved, weight, topology, bias, implementation)
         dx = torch.autograd.grad(y.sum(), x)[0]
     torch.cuda.current_stream().wait_stream(stream)
-    right = linear(2 * x, weight, topology, bias)
+    right = linear(2 * x, weight, topology, bias, implementation)
     torch.testing.assert_close(y, right)
     torch.testing.assert_close(dx, torch.autograd.grad(right.sum(), x)[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu
-def test_cuda_graph() -> None:
+@pytest.mark.parametrize("implementation", ON_GPU)
+def test_cuda_graph(implementation: str | None) -> None:
     topology, (x, weight, bias) = _topology(None, "cuda"), _tensors("cuda")
 
     def step() -> tuple[Tensor, ...]:
-        y = linear(x, weight, topology, bias)
+        y = linear(x, weight, topology, bias, implementation)
         return (y.detach(), *_gradients(y, y.detach(), x, weight, bias))
 
     stream = torch.cuda.Stream()
@@ -262,13 +268,14 @@ def test_cuda_graph() -> None:
 
 
 @pytest.mark.gpu
-def test_second_device() -> None:
+@pytest.mark.parametrize("implementation", ON_GPU)
+def test_second_device(implementation: str | None) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     results = []
     for device in ("cuda:0", "cuda:1"):  # the current device stays 0
         topology, (x, weight, bias) = _topology(None, device), _tensors(device)
-        y = linear(x, weight, topology, bias)
+        y = linear(x, weight, topology, bias, implementation)
         results.append([t.cpu() for t in (y, *_gradients(y, torch.ones_like(y), x, weight, bias))])
     torch.testing.assert_close(results[1], results[0])
 

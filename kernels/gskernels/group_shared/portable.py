@@ -21,6 +21,7 @@ ELEMENTS = {torch.float32: "float", torch.float16: "fp16", torch.bfloat16: "bf16
 INDICES = {torch.int16: "short", torch.int32: "int"}
 # Reductions go to four accumulators of dX^T, tile by tile, while these are small: they meet on fewer lines.
 COPIED_NUMBERS = 1 << 21
+HOPPER_SHARED_BYTES = 227 << 10  # what a block may have on sm_90 and sm_100; older GPUs offer less
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ def parts_of_group(problem: Problem) -> int:
     return cdiv(problem.group_size, part_size(problem.group_size))
 
 
+def shared_parts(problem: Problem) -> int:
+    """Parts of one group whose warps divide the inputs among them: each gathers and reduces fewer rows."""
+    most = 2 if problem.item == 4 else 4
+    return next(n for n in (4, 2, 1) if n <= most and parts_of_group(problem) % n == 0)
+
+
 def slice_rows(problem: Problem) -> int:
     """Batch rows that a block treats together."""
     most = 32 if problem.item == 4 else 64
@@ -87,13 +94,17 @@ def forward_plan(problem: Problem, index: torch.dtype, gpu: Machine) -> Plan:
     """The first of the choices, from fast to frugal, whose shared memory a block can have."""
     rows = 32 if problem.item == 4 else slice_rows(problem)
     macros = common_macros(problem, index)
-    team, part = 4, part_size(problem.group_size)
-    wide = ((True, 16), (True, 12)) if rows * problem.item == 128 else ()  # narrow slices: several blocks a multiprocessor
-    for resident, warps in (*wide, (True, 8), (False, 12), (False, 8), (False, 4)):
+    part, team = part_size(problem.group_size), 4
+    choices = [(True, 16), (True, 12), (True, 8), (False, 12), (False, 8), (False, 4)]
+    if rows * problem.item < 128:
+        choices = choices[2:]  # narrow slices: several blocks a multiprocessor
+    elif not macros["W_ALIGNED"] or gpu.shared_bytes < HOPPER_SHARED_BYTES:
+        choices = choices[1:]  # ragged loads, and code for sm_80, need more registers than 16 warps have
+    for resident, warps in choices:
         shared = forward_shared_bytes(problem, rows, part, team, warps, resident)
         if shared <= gpu.shared_bytes:
             break
-    macros |= {"SLICE": rows, "TEAM": team, "WARPS": warps, "BLOCKS": 1, "RESIDENT": int(resident), "STAGES": 1}
+    macros |= {"SLICE": rows, "TEAM": team, "WARPS": warps, "BLOCKS": 1, "RESIDENT": int(resident)}
     return Plan(macros, rows, shared)
 
 
@@ -101,7 +112,7 @@ def gradients_plan(problem: Problem, index: torch.dtype, with_input: bool, with_
     """Needs at most 50 KB of shared memory, which every GPU has."""
     warps, part = 4, part_size(problem.group_size)
     stages = 2 * 32 * warps * part * problem.item
-    macros = common_macros(problem, index)
+    macros = common_macros(problem, index) | {"SHARE": shared_parts(problem)}
     macros |= {"WARPS": warps, "BLOCKS": 2 if with_input and with_weight and not macros["Y_ALIGNED"] else 3}
     macros |= {"WITH_INPUT": int(with_input), "WITH_WEIGHT": int(with_weight)}
     weights_and_inputs = warps * (part * 128 + 128 // problem.item * 4) if with_input else 0

@@ -2,7 +2,8 @@
 //
 // A warp multiplies one part (up to PART labels of a group) with SLICE rows of the batch. x^T rows come from shared
 // memory: RESIDENT blocks hold [D, SLICE] of it for good and `ldmatrix` takes the group's indices as row addresses; the
-// others copy the 32 rows of the next step there. Weights go from global memory to registers, a step ahead. TEAM warps
+// others copy the 32 rows of the next step there. Weights go from global memory to registers, a step ahead: prefetching
+// them to the level-2 cache earlier changes nothing. TEAM warps
 // write their neighbouring parts into one stage and then whole rows of it to y: segments of 2 * TEAM * PART bytes.
 // W_ALIGNED, Y_ALIGNED: rows of the weights, and segments of y, begin on 16 bytes. Where those of y do not, a row of the
 // stage is shifted by as much as the row of y is, so that aligned pieces of one are aligned pieces of the other.
@@ -171,8 +172,8 @@ portable_forward(const Element* __restrict__ xt,         // [D, stride], zero fr
   const int b0 = blockIdx.x % slices * SLICE, apart = gridDim.x / slices * TEAMS;
   const Problem p = {xt, weight, weight + (i64)labels * fan_in, indices, stride, dim, labels, fan_in, group_size, parts,
                      warp % TEAM, lane};
-  Element* stage = reinterpret_cast<Element*>(shared) + team * STAGES * (STAGE / sizeof(Element));
-  unsigned char* rows = shared + TEAMS * STAGES * STAGE + (RESIDENT ? 0 : warp * 2 * 32 * ROW);
+  Element* stage = reinterpret_cast<Element*>(shared) + team * (STAGE / sizeof(Element));
+  unsigned char* rows = shared + TEAMS * STAGE + (RESIDENT ? 0 : warp * 2 * 32 * ROW);
   const u32 x = shared_address(rows);
 
   if (RESIDENT) {
@@ -195,11 +196,10 @@ portable_forward(const Element* __restrict__ xt,         // [D, stride], zero fr
     p.advance(next, apart);
     index_next = p.index(next);
   }
-  int buffer = 0, turn = 0;
-  for (int tile = first; tile < tiles; tile += apart) {
+  int buffer = 0;
+  while (now.tile < tiles) {
     float acc[M_TILES][N_TILES][4] = {};
-    const Part part = now.part;
-    for (int k = 0; k < fan_in; k += 32) {
+    do {
       const Step current = now;
 #pragma unroll
       for (int j = 0; j < N_TILES; j++) w[j] = w_next[j];
@@ -220,15 +220,14 @@ portable_forward(const Element* __restrict__ xt,         // [D, stride], zero fr
         __syncwarp();
         buffer ^= 1;
       }
-    }
+    } while (now.k > 0);
+    const int tile = now.tile - apart;  // `now` is a step ahead
     const int l0 = part_of(tile * TEAM, labels, group_size, parts).first;
     const Part last = part_of(tile * TEAM + TEAM - 1, labels, group_size, parts);
-    if (STAGES == 1 && tile != first) barrier(1 + team, TEAM * 32);
-    Element* out = stage + turn * (STAGE / sizeof(Element));
-    to_stage(out, acc, bias, part, l0, b0, labels, lane);
+    barrier(1 + team, TEAM * 32);  // the last tile has left the stage
+    to_stage(stage, acc, bias, p.part(tile), l0, b0, labels, lane);
     barrier(1 + team, TEAM * 32);
-    to_output(y, out, last.first + last.count - l0, l0, b0, batch, labels, threadIdx.x % (TEAM * 32));
-    if (STAGES == 2) turn ^= 1;
+    to_output(y, stage, last.first + last.count - l0, l0, b0, batch, labels, threadIdx.x % (TEAM * 32));
   }
   if (!RESIDENT) copy_wait<0>();
 }

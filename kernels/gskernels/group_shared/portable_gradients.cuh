@@ -14,40 +14,46 @@ DEVICE u32 grad_piece(u32 base, int b, int piece, int across) {  // rows of `acr
 }
 DEVICE u32 weight_piece(u32 base, int label, int piece) { return base + (label * 8 + (piece ^ (label & 7))) * 16; }
 
-// c[m][n][2 h + e] += product for input 16 (m0 + m) + 8 h + g of the block and row b0 + 4 t + 2 n + e of the batch;
-// `piece` is where the part begins in the rows of dY, `weights` its rows of K_BLOCK.
-template <class E, int M> DEVICE void input_product(float (&c)[M][2][4], u32 grads, int across, int piece, int b0,
-                                                    u32 weights, int m0, int lane) {
+// c[m][n][2 h + e] += product for input 16 (m0 + m) + 8 h + g of the block and row b0 + 16 (n / 2) + 4 t + 2 (n % 2) + e of
+// the batch; `piece` is where the part begins in the rows of dY, `weights` its rows of K_BLOCK.
+template <class E, int M, int N> DEVICE void input_product(float (&c)[M][N][4], u32 grads, int across, int piece, int b0,
+                                                           u32 weights, int m0, int lane) {
   if constexpr (sizeof(E) == 2) {
-    const int matrix = lane >> 3, r = lane & 7;
+    const int matrix = lane >> 3, r = lane & 7, row = b0 + 4 * (r >> 1) + 2 * (matrix >> 1) + (r & 1);
 #pragma unroll
     for (int j = 0; j < PART / 16; j++) {
-      u32 b[4];
-      load_matrices(b, grad_piece(grads, b0 + 4 * (r >> 1) + 2 * (matrix >> 1) + (r & 1), piece + 2 * j + (matrix & 1), across));
+      u32 b[N / 2][4];
+#pragma unroll
+      for (int n = 0; n < N / 2; n++)
+        load_matrices(b[n], grad_piece(grads, row + 16 * n, piece + 2 * j + (matrix & 1), across));
 #pragma unroll
       for (int m = 0; m < M; m++) {
         u32 a[4];
         load_matrices_transposed(a, weight_piece(weights, 16 * j + 8 * (matrix >> 1) + r, 2 * (m0 + m) + (matrix & 1)));
-        mma_16816<E>(c[m][0], a, b[0], b[1]);
-        mma_16816<E>(c[m][1], a, b[2], b[3]);
+#pragma unroll
+        for (int n = 0; n < N; n++) mma_16816<E>(c[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
       }
     }
   } else {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll 2
     for (int j = 0; j < PART; j += 4) {
-      float4 b[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) b[i] = shared_float4(grad_piece(grads, b0 + 4 * t + i, piece + j / 4, across));
+      float a[4][2 * M];
 #pragma unroll
       for (int v = 0; v < 4; v++)
 #pragma unroll
         for (int m = 0; m < 2 * M; m++) {
           int k = 16 * m0 + 8 * m + g;
-          float a = shared_float(weight_piece(weights, j + v, k / 4) + k % 4 * 4);
-#pragma unroll
-          for (int i = 0; i < 4; i++) c[m / 2][i / 2][m % 2 * 2 + i % 2] += a * number(b[i], v);
+          a[v][m] = shared_float(weight_piece(weights, j + v, k / 4) + k % 4 * 4);
         }
+#pragma unroll
+      for (int i = 0; i < 2 * N; i++) {
+        float4 b = shared_float4(grad_piece(grads, b0 + 16 * (i / 4) + 4 * t + i % 4, piece + j / 4, across));
+#pragma unroll
+        for (int v = 0; v < 4; v++)
+#pragma unroll
+          for (int m = 0; m < 2 * M; m++) c[m / 2][i / 2][m % 2 * 2 + i % 2] += a[v][m] * number(b, v);
+      }
     }
   }
 }

@@ -37,7 +37,8 @@ portable_ordered_grad_input(const Element* __restrict__ grad_out,  // [B, L]
   fill.piece = column;
 
   // operands of an item (a tile, K_BLOCK of its inputs), on their way into one of two stages
-  auto fetch = [&](i64 item, u32 to) {
+  int kept[cdiv(INPUTS, THREADS)];  // inputs, -1 for none
+  auto fetch = [&](int item, u32 to) {
     const int tile = item / k_blocks, k0 = item % k_blocks * K_BLOCK, label = column * V;
     const Part part = part_of(tile * TILE_PARTS + label / PART, labels, group_size, parts);
     fill.from = grad_out + part.first + label % PART;
@@ -49,52 +50,59 @@ portable_ordered_grad_input(const Element* __restrict__ grad_out,  // [B, L]
       Part of = part_of(tile * TILE_PARTS + row / PART, labels, group_size, parts);
       weights[i] = row < TILE ? weights_of(weight, of, row % PART, k0 + column * V, fan_in, weight_end) : uint4{0, 0, 0, 0};
     }
+#pragma unroll
+    for (int i = 0; i < cdiv(INPUTS, THREADS); i++) {
+      int at = threadIdx.x + i * THREADS, k = k0 + at % K_BLOCK;
+      Part of = part_of(tile * TILE_PARTS + min(at, INPUTS - 1) / K_BLOCK, labels, group_size, parts);
+      kept[i] = at < INPUTS && of.count > 0 && k < fan_in ? (int)indices[(i64)of.group * fan_in + k] : -1;
+    }
   };
-  auto settle = [&](i64 item, u32 to, int turn) {
-    const int tile = item / k_blocks, k0 = item % k_blocks * K_BLOCK;
+  auto settle = [&](u32 to, int turn) {
     if (first < SLICE) fill.settle(to, first, ROWS, 8);
 #pragma unroll
     for (int i = 0; i < cdiv(TILE, ROWS); i++)
       if (first + i * ROWS < TILE) shared_store(weight_piece(to + GRADS, first + i * ROWS, column), weights[i]);
-    for (int i = threadIdx.x; i < INPUTS; i += THREADS) {
-      Part part = part_of(tile * TILE_PARTS + i / K_BLOCK, labels, group_size, parts);
-      int k = k0 + i % K_BLOCK;
-      targets[turn * INPUTS + i] = part.count > 0 && k < fan_in ? (int)indices[(i64)part.group * fan_in + k] : -1;
-    }
+#pragma unroll
+    for (int i = 0; i < cdiv(INPUTS, THREADS); i++)
+      if (threadIdx.x + i * THREADS < INPUTS) targets[turn * INPUTS + threadIdx.x + i * THREADS] = kept[i];
     copy_wait<0>();
   };
 
   const u32 stages = shared_address(shared);
-  const i64 items = (i64)tiles * k_blocks;
+  const int items = tiles * k_blocks;
   if (block < items) {
     fetch(block, stages);
-    settle(block, stages, 0);
+    settle(stages, 0);
   }
   __syncthreads();
   int turn = 0;
-  for (i64 item = block; item < items; item += blocks, turn ^= 1) {
+  for (int item = block; item < items; item += blocks, turn ^= 1) {
     const u32 stage = stages + turn * STAGE, other = stages + (turn ^ 1) * STAGE;
     const bool more = item + blocks < items;
     if (more) fetch(item + blocks, other);
+    float c[TILE_PARTS][M][2][4] = {};
+    int target[TILE_PARTS][2 * M];
 #pragma unroll
     for (int part = 0; part < TILE_PARTS; part++) {
-      float c[M][2][4] = {};
-      input_product<Element>(c, stage, 8, part * PART_PIECES, 16 * set, stage + GRADS + part * PART * 128, m0, lane);
+      input_product<Element>(c[part], stage, 8, part * PART_PIECES, 16 * set, stage + GRADS + part * PART * 128, m0, lane);
 #pragma unroll
-      for (int m = 0; m < M; m++)
+      for (int m = 0; m < 2 * M; m++) target[part][m] = targets[turn * INPUTS + part * K_BLOCK + 16 * m0 + 8 * m + g];
+    }
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          int target = targets[turn * INPUTS + part * K_BLOCK + 16 * (m0 + m) + 8 * h + g];
-          if (target < 0) continue;
-          int at = ACCUMULATE_SHARED ? set ^ (target & (SETS - 1)) : set;
-          float4* to = reinterpret_cast<float4*>(sums + (i64)target * pitch + 16 * at + 4 * t);
-          float4 v = *to;
-          v.x += c[m][0][2 * h], v.y += c[m][0][2 * h + 1], v.z += c[m][1][2 * h], v.w += c[m][1][2 * h + 1];
-          *to = v;
-        }
+    for (int part = 0; part < TILE_PARTS; part++) {
+#pragma unroll
+      for (int m = 0; m < 2 * M; m++) {
+        const int row = target[part][m], h = m % 2, at = ACCUMULATE_SHARED ? set ^ (row & (SETS - 1)) : set;
+        if (row < 0) continue;
+        float4* to = reinterpret_cast<float4*>(sums + (i64)row * pitch + 16 * at + 4 * t);
+        float4 v = *to;
+        const float(&add)[2][4] = c[part][m / 2];
+        v.x += add[0][2 * h], v.y += add[0][2 * h + 1], v.z += add[1][2 * h], v.w += add[1][2 * h + 1];
+        *to = v;
+      }
       barrier(1 + set, SPLIT * 32);
     }
-    if (more) settle(item + blocks, other, turn ^ 1);
+    if (more) settle(other, turn ^ 1);
     __syncthreads();
   }
   if (!ACCUMULATE_SHARED) return;
