@@ -163,7 +163,7 @@ def _per_label_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
     if pass_ == BACKWARD:
         return max(_per_label_cuda_workspace(shape, one, item) for one in (GRAD_INPUT, GRAD_WEIGHT))
     batch, dim, labels, fan_in = shape.batch, shape.dim, shape.labels, shape.fan_in
-    if takes_dense(pass_, batch, dim, fan_in, item):
+    if takes_dense(pass_, batch, dim, labels, fan_in, item):
         chunk = chunk_labels(labels, dim, item)
         rows = 0 if aligned_rows(labels, item) else batch * chunk * item
         return chunk * dim * item + rows + (batch * dim * (4 + item) if pass_ == GRAD_INPUT else 0)

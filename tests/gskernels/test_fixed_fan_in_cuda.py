@@ -101,11 +101,13 @@ def test_lists_by_input_hold_every_weight_once(labels: int, dim: int, fan_in: in
 
 def test_short_lists_and_small_batches_are_gathered() -> None:
     for pass_ in ("forward", "grad_input", "grad_weight"):
-        assert routes.takes_dense(pass_, 256, 768, 64, 2)
-        assert not routes.takes_dense(pass_, 8, 768, 16, 2)
-        assert not routes.takes_dense(pass_, 256, 8192, 64, 2)
-        assert not routes.takes_dense(pass_, 4096, 64 << 10, 32 << 10, 2)  # rows too long to expand
-        assert routes.takes_dense(pass_, 256, 768, 768, 4)
+        assert routes.takes_dense(pass_, 256, 768, 655_360, 64, 2)
+        assert not routes.takes_dense(pass_, 8, 768, 655_360, 16, 2)
+        assert not routes.takes_dense(pass_, 256, 8192, 655_360, 64, 2)
+        assert not routes.takes_dense(pass_, 4096, 64 << 10, 655_360, 32 << 10, 2)  # rows too long to expand
+        assert routes.takes_dense(pass_, 256, 768, 655_360, 768, 4)
+    assert routes.takes_dense("forward", 64, 384, 670_096, 64, 2)
+    assert not routes.takes_dense("forward", 64, 384, 670_091, 64, 2)  # rows of Y that are not aligned
 
 
 def test_chunks_are_whole_and_within_the_labels() -> None:

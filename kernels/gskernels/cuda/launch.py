@@ -69,7 +69,6 @@ class Kernel:
         self.name, self.binary, self.config, self.device_index = name, binary, config, device_index
         self.resources = binary.kernels[name]
         self._facts: dict[int, dict[str, Any]] = {}
-        self._configs: dict[tuple[Any, ...], Any] = {}
         self._shared_limit = 48 * 1024
         _make_current(device_index)
         self._module = _checked(name, "cuModuleLoadData", driver.cuModuleLoadData(binary.cubin))
@@ -131,10 +130,7 @@ class Kernel:
     def _start(self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, stream: int, args: int) -> Any:
         if cluster == 1:
             return driver.cuLaunchKernel(self._function, *_three(grid), *_three(block), shared_bytes, stream, args, 0)[0]
-        key = (grid, block, shared_bytes, cluster, stream)
-        config = self._configs.get(key)
-        if config is None:
-            config = self._configs[key] = _clustered(*key)
+        config = _clustered(grid, block, shared_bytes, cluster, stream)
         return driver.cuLaunchKernelEx(config, self._function, args, 0)[0]
 
 
@@ -241,6 +237,7 @@ def _three(n: Dim) -> tuple[int, ...]:
     return (n, 1, 1) if isinstance(n, int) else (*n, 1, 1)[:3]
 
 
+@functools.lru_cache(maxsize=512)
 def _clustered(grid: Dim, block: Dim, shared_bytes: int, cluster: int, stream: int) -> Any:
     config, attribute = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
     config.gridDimX, config.gridDimY, config.gridDimZ = _three(grid)

@@ -26,7 +26,7 @@ from gskernels.routes import takes_dense
 
 def _dense(pass_: str, batch: int, layer: Layer) -> bool:
     topology = layer.sparse
-    return takes_dense(pass_, batch, topology.dim, topology.fan_in, layer.weight.element_size())
+    return takes_dense(pass_, batch, topology.dim, topology.labels, topology.fan_in, layer.weight.element_size())
 
 
 def _check(operand: Tensor) -> None:
