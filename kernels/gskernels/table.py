@@ -147,8 +147,20 @@ def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
     forward = math.ceil(shape.batch / 64) * 64 * shape.dim * item if shape.batch > 32 else wide * item
     if pass_ == FORWARD:
         return forward
+    if pass_ == GRAD_INPUT and shape.group_size <= 16 and shape.batch > 32:
+        return _ordered_sums(shape)
     sums = wide * 4 * (4 if wide < 1 << 21 else 1) if pass_ in (GRAD_INPUT, BACKWARD) else 0
     return sums + (wide * item if pass_ in (GRAD_WEIGHT, BACKWARD) else 0)
+
+
+def _group_shared_ordered_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """The partial sums of grad_input; grad_weight, which runs after it, needs less."""
+    return _ordered_sums(shape)
+
+
+def _ordered_sums(shape: Shape) -> int:
+    """fp32 sums of a slice of 64 rows for each multiprocessor of an H200, or of the whole batch."""
+    return 4 * shape.dim * max(132 * 64, math.ceil(shape.batch / 64) * 64)
 
 
 def _per_label_workspace(shape: Shape, pass_: str, item: int) -> int:
@@ -209,7 +221,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    workspace=_group_shared_cuda_workspace),
     Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
-                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
+                   passes=(GRAD_INPUT, BACKWARD), workspace=_group_shared_ordered_workspace,
+                   options={"deterministic": True}),
 )
 
 

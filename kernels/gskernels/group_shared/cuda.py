@@ -103,11 +103,7 @@ def _hopper_takes(problem: Problem, pass_: str, device: torch.device, determinis
 
 
 def _portable_grad_input(grad_out: Tensor, layer: Layer, problem: Problem, deterministic: bool) -> Tensor:
-    if deterministic:
-        return portable.ordered_grad_input(grad_out, layer, problem)
-    dx, _ = portable.gradients(grad_out, None, layer, problem, with_input=True)
-    assert dx is not None
-    return dx
+    return (portable.ordered_grad_input if deterministic else portable.grad_input)(grad_out, layer, problem)
 
 
 def _portable_grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> Tensor:

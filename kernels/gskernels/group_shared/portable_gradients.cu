@@ -40,22 +40,28 @@ template <class E> DEVICE void weight_product(float (&acc)[M][N][4], u32 grads, 
       }
     }
   } else {
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      const int at = piece + n / N_TILES * PART_PIECES + (N_TILES * t + n % N_TILES) / 2;
+      float sum[2 * M][4] = {};  // of 32 rows: one chain of sums over a large batch would lose digits
 #pragma unroll 2
-    for (int b = 0; b < 32; b += 4) {
-      float4 a[2 * M];
+      for (int b = 0; b < 32; b += 4) {
+        float4 a[2 * M];
 #pragma unroll
-      for (int m = 0; m < 2 * M; m++) a[m] = __ldg(reinterpret_cast<const float4*>(x + (i64)input[m] * stride + b));
+        for (int m = 0; m < 2 * M; m++) a[m] = __ldg(reinterpret_cast<const float4*>(x + (i64)input[m] * stride + b));
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-          int at = piece + n / N_TILES * PART_PIECES + (N_TILES * t + n % N_TILES) / 2;
+        for (int i = 0; i < 4; i++) {
           float4 grad = shared_float4(grad_piece(grads, b + i, at, across));
 #pragma unroll
           for (int m = 0; m < 2 * M; m++)
 #pragma unroll
-            for (int v = 0; v < 4; v++) acc[m / 2][n + v / 2][m % 2 * 2 + v % 2] += number(a[m], i) * number(grad, v);
+            for (int v = 0; v < 4; v++) sum[m][v] += number(a[m], i) * number(grad, v);
         }
+      }
+#pragma unroll
+      for (int m = 0; m < 2 * M; m++)
+#pragma unroll
+        for (int v = 0; v < 4; v++) acc[m / 2][n + v / 2][m % 2 * 2 + v % 2] += sum[m][v];
     }
   }
 }
