@@ -96,10 +96,10 @@ def forward_plan(problem: Problem, index: torch.dtype, gpu: Machine) -> Plan:
     macros = common_macros(problem, index)
     part, team = part_size(problem.group_size), 4
     choices = [(True, 16), (True, 12), (True, 8), (False, 12), (False, 8), (False, 4)]
-    if rows * problem.item < 128:
-        choices = choices[2:]  # narrow slices: several blocks a multiprocessor
-    elif not macros["W_ALIGNED"] or gpu.shared_bytes < HOPPER_SHARED_BYTES:
-        choices = choices[1:]  # ragged loads, and code for sm_80, need more registers than 16 warps have
+    if rows * problem.item < 128 or (problem.item == 4 and not macros["W_ALIGNED"]):
+        choices = choices[2:]  # narrow slices: several blocks a multiprocessor; ragged rows of fp32: the most registers
+    elif problem.item == 4 or not macros["W_ALIGNED"] or gpu.shared_bytes < HOPPER_SHARED_BYTES:
+        choices = choices[1:]  # fp32, ragged rows and sm_80 need more registers than 16 warps have
     for resident, warps in choices:
         shared = forward_shared_bytes(problem, rows, part, team, warps, resident)
         if shared <= gpu.shared_bytes:

@@ -82,6 +82,7 @@ template <class E> DEVICE void multiply(float (&acc)[M_TILES][N_TILES][4], u32 x
     }
   } else {
     const int first = 2 * N_TILES * (lane % 4);
+    float sum[4][2 * N_TILES] = {};  // of 32 inputs: one chain of sums over a large fan-in would lose digits
 #pragma unroll 1
     for (int k = 0; k < 32 && s.k + k < p.fan_in; k += 4) {
       float4 weights[2 * N_TILES];
@@ -98,9 +99,13 @@ template <class E> DEVICE void multiply(float (&acc)[M_TILES][N_TILES][4], u32 x
         for (int m = 0; m < 4; m++)
 #pragma unroll
           for (int n = 0; n < 2 * N_TILES; n++)
-            acc[m / 2][n / 2][m % 2 * 2 + n % 2] += number(b, m) * number(weights[n], i);
+            sum[m][n] += number(b, m) * number(weights[n], i);
       }
     }
+#pragma unroll
+    for (int m = 0; m < 4; m++)
+#pragma unroll
+      for (int n = 0; n < 2 * N_TILES; n++) acc[m / 2][n / 2][m % 2 * 2 + n % 2] += sum[m][n];
   }
 }
 
