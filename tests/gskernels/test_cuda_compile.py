@@ -43,6 +43,12 @@ SOURCES: tuple[Source, ...] = (
             "WITH_INPUT": (1,), "WITH_WEIGHT": (1,)}),
     Source("group_shared/portable_ordered.cu", ("portable_ordered_grad_input",),
            {**ALIGNED, "ELEMENT": ("bf16",), "SLICE": (64,), "SPLIT": (4,), "ACCUMULATE_SHARED": (1,)}),
+    # Of the Hopper kernels; test_hopper_plans.py compiles what plans ask for.
+    Source("group_shared/hopper_forward.cu", ("hopper_forward",),
+           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (64,), "WARPGROUPS": (3,), "STAGES": (2,),
+            "BIAS": (1,)}, HOPPER),
+    Source("group_shared/hopper_grad_weight.cu", ("hopper_grad_weight",),
+           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32), "LIST": (32,), "ROWS": (128,), "ALIGNED": (0, 1, 2)}, HOPPER),
     # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.
     Source("fixed_fan_in/cuda_expand.cu", ("expand", "collect", "transpose"),
            {"ELEMENT": ("float", "bf16"), "INDEX": ("short", "int"), "WARPS": (4,)}),

@@ -137,6 +137,7 @@ def _compile(source: str, arch: str, macros: list[tuple[str, str]]) -> Binary:
     options = ProgramOptions(
         name=source, arch=arch, std="c++17", define_macro=macros, ptxas_options=["-v"],
         include_path=[str(path.parent), str(SHARED_HEADERS), headers],
+        no_cache=True,  # what NVRTC takes from its own cache comes without the assembler's report
     )  # fmt: skip
     logs = io.StringIO()
     try:

@@ -69,7 +69,7 @@ class Kernel:
         self.name, self.binary, self.config, self.device_index = name, binary, config, device_index
         self.resources = binary.kernels[name]
         self._facts: dict[int, dict[str, Any]] = {}
-        self._shared_limit = 48 * 1024
+        self._shared_limit = 48 * 1024 - self.resources.shared_bytes  # what a block may have unasked
         _make_current(device_index)
         self._module = _checked(name, "cuModuleLoadData", driver.cuModuleLoadData(binary.cubin))
         self._function = _checked(name, "cuModuleGetFunction", driver.cuModuleGetFunction(self._module, name.encode()))

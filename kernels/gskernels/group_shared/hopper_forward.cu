@@ -1,0 +1,103 @@
+// Y = X W^T over groups, for Hopper.
+//
+// A block holds X^T of one slice of 64 batch rows in shared memory and stays on its multiprocessor. Each of its
+// warpgroups computes tiles of 64 rows x 64 labels on its own: weights and lists come by the copy engine, STAGES tiles
+// ahead; rows of X^T that a group reads go straight to registers by ldmatrix, whose row addresses are the list; wgmma
+// multiplies; the tile goes through shared memory so that the copy engine writes 128 contiguous bytes a row.
+//
+// Macros: ELEMENT, K (multiple of 64), G (16, 32 or 64 labels that share a list; 64 stands for every multiple of it), LIST
+// (labels of a real group), WARPGROUPS, STAGES, BIAS (0, 1).
+#include "hopper.cuh"
+
+constexpr int PRODUCTS = 64 / G;  // of a tile
+constexpr int WEIGHT_BYTES = 64 * K * 2, LIST_BYTES = PRODUCTS * K * 2, TILE_BYTES = 64 * 128;
+constexpr int THREADS = WARPGROUPS * 128;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap y, const T* __restrict__ x,
+               const u16* __restrict__ lists, const T* __restrict__ bias, int batch, int dim, int labels, int slices) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  __shared__ __align__(8) u64 barriers[WARPGROUPS * STAGES];
+  const int group = threadIdx.x / 128, thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
+  const int slice = blockIdx.x % slices, part = blockIdx.x / slices, parts = gridDim.x / slices;
+  const u32 xt = shared_address(shared), ring = xt + dim * 128 + group * (STAGES * WEIGHT_BYTES);
+  const u32 out = xt + dim * 128 + WARPGROUPS * STAGES * WEIGHT_BYTES + group * 2 * TILE_BYTES;
+  const int list_offset = dim * 128 + WARPGROUPS * (STAGES * WEIGHT_BYTES + 2 * TILE_BYTES) + group * STAGES * LIST_BYTES;
+  const u32 full = shared_address(barriers + group * STAGES);
+  if (threadIdx.x < WARPGROUPS * STAGES) mbarrier_init(shared_address(barriers + threadIdx.x), 1);
+  mbarrier_fence();
+  __syncthreads();
+
+  const int tiles = cdiv(labels, 64), first = part * WARPGROUPS + group, step = parts * WARPGROUPS;
+  const int groups = cdiv(labels, LIST);
+  auto load = [&](int tile, int stage) {
+    const int at = tile * 64 / LIST, held = min(PRODUCTS, groups - at);
+    mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + held * K * 2);
+#pragma unroll
+    for (int k = 0; k < K / 64; k++) tma_load(ring + stage * WEIGHT_BYTES + k * 8192, &weights, full + 8 * stage, k * 64, tile * 64);
+    bulk_load(xt + list_offset + stage * LIST_BYTES, lists + static_cast<i64>(at) * K, held * K * 2, full + 8 * stage);
+  };
+  if (thread == 0)
+    for (int stage = 0; stage < STAGES; stage++) {
+      // Lists that the last tile lacks would name any row: zero is one.
+      for (int i = 0; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+      fence_async();
+      if (first + stage * step < tiles) load(first + stage * step, stage);
+    }
+  load_slice<64>(xt, x, slice * 64, batch, dim);
+  __syncthreads();
+
+  const int piece = 2 * warp + ((lane >> 3) & 1), k_of_lane = ((lane >> 4) << 3) + (lane & 7);
+  const int row = warp * 16 + (lane & 15);
+  for (int tile = first, turn = 0; tile < tiles; tile += step, turn++) {
+    const int stage = turn % STAGES;
+    mbarrier_wait(full + 8 * stage, turn / STAGES & 1);
+    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES) + k_of_lane;
+    float sums[PRODUCTS][G / 2];
+#pragma unroll
+    for (int p = 0; p < PRODUCTS; p++) {
+      u32 a[K / 16][4];
+#pragma unroll
+      for (int k = 0; k < K / 16; k++) {
+        const u32 input = list[p * K + k * 16];
+        load_matrices_transposed(a[k], xt + input * 128 + ((piece ^ (input & 7)) << 4));
+      }
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < K / 16; k++) {
+        const u32 at = ring + stage * WEIGHT_BYTES + k / 4 * 8192 + p * G * 128 + k % 4 * 32;
+        Wgmma<T, G, 0>::rs(sums[p], a[k], wgmma_matrix(at, 16, 1024, 1), k > 0);
+      }
+      wgmma_commit();
+      if (PRODUCTS * K > 256 && p + 1 < PRODUCTS) wgmma_wait<0>();  // registers of one product at a time
+    }
+    if (thread == 0) bulk_wait_read<1>();
+    wgmma_wait<0>();
+    barrier(1 + group, 128);  // the stage is read, and the tile before the last has left
+    const u32 to = out + (turn & 1) * TILE_BYTES + row * 128;
+#pragma unroll
+    for (int p = 0; p < PRODUCTS; p++)
+#pragma unroll
+      for (int j = 0; j < G / 16; j++) {
+        const int column = p * (G / 8) + j * 2 + (lane >> 4);
+        float* d = sums[p] + j * 8;
+#if BIAS
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int label = tile * 64 + p * G + j * 16 + h * 8 + lane % 4 * 2;
+          const float low = label < labels ? to_float(bias[label]) : 0, high = label + 1 < labels ? to_float(bias[label + 1]) : 0;
+          d[4 * h] += low, d[4 * h + 1] += high, d[4 * h + 2] += low, d[4 * h + 3] += high;
+        }
+#endif
+        store_matrices(to + ((column ^ (row & 7)) << 4), pack<T>(d[0], d[1]), pack<T>(d[2], d[3]), pack<T>(d[4], d[5]), pack<T>(d[6], d[7]));
+      }
+    fence_async();
+    barrier(1 + group, 128);
+    if (thread == 0) {
+      tma_store(&y, out + (turn & 1) * TILE_BYTES, tile * 64, slice * 64);
+      bulk_commit();
+      if (tile + STAGES * step < tiles) load(tile + STAGES * step, stage);
+    }
+  }
+  if (thread == 0) bulk_wait<0>();
+}

@@ -1,0 +1,79 @@
+"""Which problems the Hopper kernels take, and with what: pure functions, and the kernels of every plan compile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (Linux)")
+
+from gskernels.cuda import jit
+from gskernels.group_shared import hopper
+from gskernels.group_shared.problem import Problem
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
+
+H200 = hopper.Machine(processors=132, shared_bytes=227 * 1024)
+DEFAULT = Problem(256, 768, 655_360, 64, 32, torch.bfloat16)
+# The suites' shapes and the published ones, and the ends of what fits.
+PROBLEMS = [
+    DEFAULT,
+    *(replace(DEFAULT, group_size=g) for g in (16, 64, 128, 256, 96)),
+    *(replace(DEFAULT, fan_in=k) for k in (128, 192, 256, 512)),
+    *(replace(DEFAULT, batch=b) for b in (33, 64, 100, 128, 129, 1024, 100_000)),
+    *(replace(DEFAULT, dim=d) for d in (64, 384, 1024, 1536)),
+    replace(DEFAULT, dtype=torch.float16),
+    replace(DEFAULT, labels=8),
+    Problem(64, 384, 670_091, 64, 16, torch.bfloat16),
+    Problem(128, 768, 2_812_281, 128, 64, torch.bfloat16),
+    Problem(128, 384, 8_623_847, 64, 32, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("pass_", [FORWARD, GRAD_WEIGHT])
+def test_a_plan_fits_the_gpu_and_its_kernel_spills_nothing(problem: Problem, pass_: str) -> None:
+    plan = hopper.plan_of(problem, pass_, H200)
+    if plan is None:
+        return
+    assert plan.shared_bytes <= H200.shared_bytes - hopper.RESERVED
+    assert plan.blocks >= 1
+    assert plan.blocks % plan.slices == 0
+    assert plan.blocks <= max(H200.processors, plan.slices)
+    binary = jit.compile(f"group_shared/hopper_{pass_}.cu", "sm_90a", plan.macros)
+    needs = binary.kernels[f"hopper_{pass_}"]
+    assert (needs.spills, needs.stack) == (0, 0)
+    assert needs.shared_bytes <= hopper.RESERVED
+    assert needs.registers * plan.threads <= 65_536
+
+
+@pytest.mark.parametrize(
+    ("change", "forward", "grad_weight"),
+    [
+        ({}, True, False),
+        ({"batch": 128}, True, True),
+        ({"batch": 128, "labels": 655_361}, False, True),  # rows of Y on any byte: not by the copy engine
+        ({"batch": 128, "group_size": 96}, False, True),  # tiles of 64 labels would mix groups, of 32 they do not
+        ({"batch": 128, "group_size": 16}, True, True),
+        ({"batch": 128, "group_size": 8}, False, False),
+        ({"batch": 128, "group_size": 24}, False, False),
+        ({"batch": 128, "fan_in": 100}, False, False),
+        ({"batch": 128, "dim": 100}, False, False),
+        ({"batch": 128, "dim": 2048}, False, False),  # a slice of X^T is larger than shared memory
+        ({"batch": 128, "dtype": torch.float32}, False, False),
+        ({"batch": 32}, False, False),
+    ],
+)
+def test_what_is_taken(change: dict[str, object], forward: bool, grad_weight: bool) -> None:
+    problem = replace(DEFAULT, **change)  # type: ignore[arg-type]
+    assert (hopper.forward_plan(problem, H200) is not None) == forward
+    assert (hopper.grad_weight_plan(problem, H200) is not None) == grad_weight
+    assert hopper.plan_of(problem, BACKWARD, H200) is None
+    assert hopper.plan_of(problem, GRAD_INPUT, H200) is None
+
+
+def test_the_default_point_fills_the_gpu() -> None:
+    plan = hopper.forward_plan(DEFAULT, H200)
+    assert plan is not None
+    assert (plan.blocks, plan.slices, plan.macros["WARPGROUPS"], plan.macros["STAGES"]) == (132, 4, 4, 2)
