@@ -142,7 +142,15 @@ def _group_shared_workspace(shape: Shape, pass_: str, item: int) -> int:
 
 
 def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
-    """As above, with rows of the batch padded to slices, and four accumulators only while these are small."""
+    """As above, with rows of the batch padded to slices, and four accumulators only while these are small.
+
+    Where the Hopper kernels run (`group_shared.hopper`): nothing but the partial sums of grad_input.
+    """
+    if _on_hopper(shape, item):
+        if pass_ == FORWARD:
+            return 0
+        if pass_ == GRAD_INPUT or (pass_ == BACKWARD and shape.group_size <= 64):
+            return _ordered_sums(shape)
     wide = math.ceil(shape.batch / 32) * 32 * shape.dim
     forward = math.ceil(shape.batch / 64) * 64 * shape.dim * item if shape.batch > 32 else wide * item
     if pass_ == FORWARD:
@@ -151,6 +159,12 @@ def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
         return _ordered_sums(shape)
     sums = wide * 4 * (4 if wide < 1 << 21 else 1) if pass_ in (GRAD_INPUT, BACKWARD) else 0
     return sums + (wide * item if pass_ in (GRAD_WEIGHT, BACKWARD) else 0)
+
+
+def _on_hopper(shape: Shape, item: int) -> bool:
+    """Whether the Hopper kernels take forward and grad_input, as their plans say for an H200."""
+    whole = shape.dim % 64 == 0 and shape.dim <= 832 and shape.fan_in % 64 == 0 and shape.labels % 8 == 0
+    return whole and item == 2 and shape.batch > 32 and shape.group_size in (16, 32, 64, 128, 256)
 
 
 def _group_shared_ordered_workspace(shape: Shape, pass_: str, item: int) -> int:

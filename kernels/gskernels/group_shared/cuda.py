@@ -62,7 +62,7 @@ def grad_input(grad_out: Tensor, layer: Layer, *, deterministic: bool = False) -
     problem, layer = _prepared(grad_out.shape[0], layer)
     grad_out = _ready(grad_out)
     with tune.device_of(grad_out):
-        if _hopper_takes(problem, GRAD_INPUT, grad_out.device, deterministic):
+        if hopper.supports(problem, GRAD_INPUT, grad_out.device):
             return hopper.grad_input(grad_out, layer, problem)
         return _portable_grad_input(grad_out, layer, problem, deterministic)
 
@@ -88,18 +88,12 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
     problem, layer = _prepared(x.shape[0], layer)
     grad_out, x = _ready(grad_out), _ready(x)
     with tune.device_of(x):
-        if _hopper_takes(problem, BACKWARD, x.device, deterministic):
-            return hopper.backward(grad_out, x, layer, problem)
-        if deterministic or hopper.supports(problem, GRAD_INPUT, x.device):
+        if deterministic or hopper.supports(problem, BACKWARD, x.device):
             return grad_input(grad_out, layer, deterministic=deterministic), grad_weight(grad_out, x, layer)
         dx, dw = portable.gradients(grad_out, x, layer, problem, with_input=True)
         assert dx is not None
         assert dw is not None
         return dx, dw
-
-
-def _hopper_takes(problem: Problem, pass_: str, device: torch.device, deterministic: bool) -> bool:
-    return hopper.supports(problem, pass_, device) and (hopper.DETERMINISTIC or not deterministic)
 
 
 def _portable_grad_input(grad_out: Tensor, layer: Layer, problem: Problem, deterministic: bool) -> Tensor:

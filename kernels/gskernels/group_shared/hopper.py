@@ -17,10 +17,9 @@ from torch import Tensor
 from gskernels.cuda.launch import TensorMap, kernel, tensor_map
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
-from gskernels.table import FORWARD, GRAD_WEIGHT
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 from gskernels.tune import cdiv
 
-DETERMINISTIC = True  # grad_input and backward sum in a fixed order
 ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
@@ -59,14 +58,14 @@ def machine(device_index: int) -> Machine | None:
 
 
 def common_macros(problem: Problem, most: int) -> dict[str, int | str] | None:
-    """What all kernels take, or None. most: labels of a product; a list is shared by 16, or by a multiple of them."""
+    """What all kernels take, or None. most: labels that are multiplied together; groups are 16, or a multiple, of them."""
     group = min(problem.group_size, most)
     fits = (
         problem.dtype in ELEMENTS
         and problem.batch >= LEAST_BATCH
         and problem.dim % 64 == 0
         and problem.fan_in % 64 == 0
-        and group in (16, 32, 64)
+        and group in (16, 32, 64, 128)
         and problem.group_size % group == 0
     )
     if not fits:
@@ -92,6 +91,26 @@ def forward_plan(problem: Problem, gpu: Machine, bias: bool = False) -> Plan | N
     return Plan(macros, warpgroups * 128, shared, slices, slices * parts)
 
 
+def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
+    """Sums of 64 rows in shared memory, and as many stages of weights as fit beside them."""
+    macros = common_macros(problem, 128)
+    if macros is None or problem.labels % 8:  # pieces of dY of 16 bytes
+        return None
+    labels = 16 if problem.group_size == 16 else 32  # of a stage
+    sums = problem.dim * 256
+    stages = min(16, (gpu.shared_bytes - RESERVED - sums) // stage_bytes(labels) // 2 * 2)
+    if stages < 2:
+        return None
+    slices = cdiv(problem.batch, 64)
+    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, 2 * max(64, int(macros["G"])))))
+    return Plan(macros, 384, sums + stages * stage_bytes(labels), slices, slices * parts)
+
+
+def stage_bytes(labels: int) -> int:
+    """Of grad_input: weights of that many labels and 64 inputs, addresses of 64 sums, two barriers."""
+    return labels * 128 + 128 + 16
+
+
 def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
     """For what one block can hold of X. Two blocks that share a batch of 256 and exchange sums were slower than Triton."""
     macros = common_macros(problem, 32)
@@ -104,8 +123,10 @@ def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
 
 
 def plan_of(problem: Problem, pass_: str, gpu: Machine) -> Plan | None:
-    plans = {FORWARD: forward_plan, GRAD_WEIGHT: grad_weight_plan}
-    return plans[pass_](problem, gpu) if pass_ in plans else None
+    if pass_ == BACKWARD:  # one kernel after the other; where groups are large, one that reads dY once is faster
+        return grad_input_plan(problem, gpu) if problem.group_size <= 64 else None
+    plans = {FORWARD: forward_plan, GRAD_INPUT: grad_input_plan, GRAD_WEIGHT: grad_weight_plan}
+    return plans[pass_](problem, gpu)
 
 
 def supports(problem: Problem, pass_: str, device: torch.device) -> bool:
@@ -147,7 +168,25 @@ def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
 
 
 def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
-    raise NotImplementedError
+    """grad_out [B, L] -> dx [B, D], in an order fixed by the shape and the GPU model."""
+    plan = grad_input_plan(problem, _gpu(grad_out))
+    assert plan is not None
+    device, lane = grad_out.get_device(), 4 if problem.group_size == 16 else 8  # labels of a lane
+    stages = (plan.shared_bytes - problem.dim * 256) // stage_bytes(4 * lane)
+    row = problem.fan_in * 2
+    weights = tensor_map(
+        layer.weight, (problem.fan_in, 2, 4, lane // 2, max(1, problem.labels // (4 * lane))),
+        (row, lane * row, 2 * row, 4 * lane * row), (64, 2, 4, lane // 2, 1), 128,
+    )  # fmt: skip
+    partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
+    args = (weights, layer.weight, grad_out, _lists(layer), partial, problem.batch, problem.dim, problem.labels,
+            plan.slices, stages)  # fmt: skip
+    source = "group_shared/hopper_grad_input.cu"
+    kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
+    dx = grad_out.new_empty(problem.batch, problem.dim)
+    addends = (partial, dx, problem.batch, problem.dim, plan.slices, plan.blocks // plan.slices)
+    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 16), 256, addends)
+    return dx
 
 
 def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> Tensor:
@@ -159,8 +198,3 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> 
     launcher = kernel("group_shared/hopper_grad_weight.cu", "hopper_grad_weight", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     return dw
-
-
-def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> tuple[Tensor, Tensor]:
-    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]."""
-    return grad_input(grad_out, layer, problem), grad_weight(grad_out, x, layer, problem)
