@@ -108,6 +108,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("device_name", "text", "", "model of the device", lambda run, record: device_name(run)),
     Column("suite", "text", "", "name of the suite",
            lambda run, record: str(part(run.manifest, "suite").get("name", ""))),
+    Column("sm_mhz", "float", "MHz", "median SM clock while it was timed", _of_record("sm_mhz")),
     Column("key", "text", "", "content key of the case, the same in every run", _of_record("key")),
     Column("finished_utc", "text", "ISO 8601", "when the case ended", _of_record("finished_utc")),
 )  # fmt: skip

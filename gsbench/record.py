@@ -2,6 +2,7 @@
 
 Schema history (the version is in every manifest and every record line):
   1  first version
+  2  sm_mhz
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Any
 
 from gsbench.case import Case
 
-SCHEMA = 1
+SCHEMA = 2
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
 
 
 def utc_now() -> str:
     """The time as records and manifests write it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class NewerSchema(ValueError):
+    """Written by a gsbench that records more than this one knows."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Record:
     modelled_extra_bytes: int | None = None
     nvml_used_bytes: int | None = None
     energy_mj: float | None = None  # per call
+    sm_mhz: float | None = None  # median SM clock while it was timed
     validity: tuple[str, ...] = ()  # what keeps this record from being beyond dispute
     config: dict[str, Any] = field(default_factory=dict)  # tuned tiles, registers, spills, shared memory
     binary_hash: str = ""
@@ -89,9 +95,9 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """Raises ValueError for a newer schema, KeyError / TypeError for a malformed line."""
+        """Raises NewerSchema for one that is newer, ValueError / KeyError / TypeError for a malformed line."""
         if data.get("schema", 0) > SCHEMA:
-            raise ValueError(f"record schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
+            raise NewerSchema(f"record schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
         fields = {name: value for name, value in data.items() if name != "key"}
         fields["case"] = Case.from_dict(data["case"])
         fields["timing"] = None if data.get("timing") is None else Timing(**data["timing"])

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gsbench.errors import UserError
-from gsbench.record import SCHEMA, Record
+from gsbench.errors import NothingMeasured, UserError
+from gsbench.record import SCHEMA, NewerSchema, Record
 
 MANIFEST, RECORDS, SAMPLES_LIVE, SAMPLES, LOCK = (
     "manifest.json", "records.jsonl", "samples.jsonl", "samples.parquet", ".lock",
@@ -53,7 +53,8 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> RunData:
-    """A run's manifest and records. Raises UserError that names the file and line of what cannot be read."""
+    """A run's manifest and records. Raises UserError that names the file and line of what cannot be read, NothingMeasured
+    for files of a newer schema."""
     return RunData(path, _read_manifest(path), _read_records(path / RECORDS))
 
 
@@ -77,7 +78,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise UserError(f"{file}: no schema version; this is not a gsbench manifest")
     if manifest["schema"] > SCHEMA:
-        raise UserError(f"{file}: schema {manifest['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
+        newer = f"schema {manifest['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench"
+        raise NothingMeasured(f"{file}: {newer}")
     return manifest
 
 
@@ -91,6 +93,8 @@ def _read_records(file: Path) -> list[Record]:
             continue
         try:
             records.append(Record.from_dict(json.loads(line)))
+        except NewerSchema as e:
+            raise NothingMeasured(f"{file}:{number}: {e}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             if number == len(lines):  # no newline at its end: cut off while being written
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ class Window:
     def slowed_down(self) -> bool:
         """Thermal or hardware slowdown: the stretch is void and measured again."""
         return any(r.reasons & (THERMAL | HARDWARE_SLOWDOWN) for r in self.readings)
+
+    @property
+    def sm_mhz(self) -> float | None:
+        """Median SM clock; None where nothing was read."""
+        return statistics.median(r.sm_mhz for r in self.readings) if self.readings else None
 
     def flags(self) -> list[str]:
         """Validity flags, none of which voids the stretch."""

@@ -35,6 +35,7 @@ class Series:
     done: bool = False
     capped: bool = False
     flags: list[str] = field(default_factory=list)
+    sm_mhz: float | None = None
 
     def __post_init__(self) -> None:
         self.target = Target(self.call)
@@ -64,6 +65,7 @@ def take_rounds(
         for one in series:
             one.samples, one.spent_s, one.done, one.capped = [], 0.0, False, False
     for one in series:
+        one.sm_mhz = window.sm_mhz
         one.flags = window.flags() + (["slowed_down"] if window.slowed_down else [])
     return failed
 

@@ -94,7 +94,7 @@ class Thermal:
 
     def window(self, since):
         self.asked += 1
-        return SimpleNamespace(slowed_down=self.asked <= self.bad, flags=list)
+        return SimpleNamespace(slowed_down=self.asked <= self.bad, flags=list, sm_mhz=1980.0)
 
 
 @pytest.mark.parametrize(("bad", "stretches", "flags"), [(0, 1, []), (1, 2, []), (9, 3, ["slowed_down"])])
@@ -106,6 +106,7 @@ def test_a_stretch_with_thermal_slowdown_is_void_as_a_whole_and_retries_are_boun
     assert len(series.samples) == 20  # nothing of a void stretch is left, and the last one stands
     assert series.samples[0][1] == 3 + 20 * (stretches - 1)
     assert series.flags == flags
+    assert series.sm_mhz == 1980
 
 
 # ---- NVML, with a card made of numbers --------------------------------------------------------------------------

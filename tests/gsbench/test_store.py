@@ -152,5 +152,5 @@ def test_a_timing_without_verification_cannot_be_recorded():
 
 
 def test_a_newer_record_says_so():
-    with pytest.raises(ValueError, match="schema 2 is newer"):
+    with pytest.raises(ValueError, match=f"schema {SCHEMA + 1} is newer"):
         Record.from_dict(a_record().to_dict() | {"schema": SCHEMA + 1})
