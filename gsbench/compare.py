@@ -52,6 +52,8 @@ class Pair:
     base_processes: int
     new_processes: int
     same_binary: bool  # recorded on both sides, and one and the same
+    base_mhz: float | None  # SM clock while it was timed (geometric mean of the processes); None where not recorded
+    new_mhz: float | None
     config: tuple[Difference, ...]  # tuned tiles, registers, spills, shared memory, binary
     flags: tuple[str, ...]  # validity of either side's records, and why a verdict was withheld
 
@@ -59,6 +61,11 @@ class Pair:
     def provisional(self) -> bool:
         """Fewer than five processes a side: evidence, but no proof."""
         return min(self.base_processes, self.new_processes) < decide.ENOUGH_PROCESSES
+
+    @property
+    def clock_ratio(self) -> float | None:
+        """SM clock of new over base; times a ratio of times it gives the ratio of clock cycles."""
+        return self.new_mhz / self.base_mhz if self.base_mhz and self.new_mhz else None
 
     @property
     def control_failed(self) -> bool:
@@ -149,11 +156,19 @@ def compare(
     (by name) was measured next to run i of the other. Raises UserError for bad input, NothingMeasured if no case was
     timed comparably on both sides.
     """
+    return compare_runs(read_runs(base), read_runs(new), by, tolerance, paired, seed)
+
+
+def compare_runs(
+    base: Sequence[RunData], new: Sequence[RunData], by: str = "implementation", tolerance: float = DEFAULT_TOLERANCE,
+    paired: bool = False, seed: int = 0, tolerance_of: Callable[[Case], float] | None = None,
+) -> Compared:  # fmt: skip
+    """As `compare`, of runs that were read already. tolerance_of: a case's own tolerance, instead of `tolerance`."""
     if by not in GROUPINGS:
         raise UserError(f"--by {by}: not one of {', '.join(GROUPINGS)}")
     if not 0 <= tolerance < 1:
         raise UserError(f"--tolerance {tolerance:g}: not from 0 up to 1 (0.03 is 3 %)")
-    runs = read_runs(base), read_runs(new)
+    runs = list(base), list(new)
     if paired and len(runs[0]) != len(runs[1]):
         raise UserError(f"--paired: {len(runs[0])} runs in BASE, {len(runs[1])} in NEW; pairs need as many on both sides")
     before, after = _side(runs[0]), _side(runs[1])
@@ -174,7 +189,8 @@ def compare(
     extra = list(after)
     if not candidates:
         raise NothingMeasured(_why_nothing(runs, refused, untimed, missing, extra))
-    pairs = sorted(_judge(candidates, tolerance, paired, seed), key=_worst_first)
+    allowed = [tolerance if tolerance_of is None else tolerance_of(c.case) for c in candidates]
+    pairs = sorted(_judge(candidates, np.log1p(allowed), paired, seed), key=_worst_first)
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(GROUPINGS[by](pair.case), []).append(pair)
@@ -244,8 +260,11 @@ def _why_nothing(
 # ---- judging ----------------------------------------------------------------------------------------------------
 
 
-def _judge(candidates: list[_Candidate], tolerance: float, paired: bool, seed: int) -> list[Pair]:
-    """Estimates for cases with as many processes at once; then one false-discovery control over all."""
+def _judge(candidates: list[_Candidate], allowed: decide.Floats, paired: bool, seed: int) -> list[Pair]:
+    """Estimates for cases with as many processes at once; then one false-discovery control over all.
+
+    allowed: each case's tolerance as a log.
+    """
     if paired:
         candidates = [_in_step(c) for c in candidates]
     alike: dict[tuple[int, int], list[int]] = {}
@@ -262,10 +281,10 @@ def _judge(candidates: list[_Candidate], tolerance: float, paired: bool, seed: i
             found = decide.from_intervals([_range(c.base) for c in some], [_range(c.new) for c in some])
             own = np.log1p([_spread((*c.base, *c.new)) for c in some])
         centre[rows], low[rows], high[rows], freedom[rows] = found.log_ratio, found.low, found.high, found.freedom
-        limit[rows] = np.maximum(math.log1p(tolerance), own)
+        limit[rows] = np.maximum(allowed[rows], own)
         p[rows] = found.beyond(limit[rows])
     adjusted = decide.false_discovery(p)
-    judged = decide.verdicts(decide.Estimates(centre, low, high, freedom, 1), limit, adjusted, math.log1p(tolerance))
+    judged = decide.verdicts(decide.Estimates(centre, low, high, freedom, 1), limit, adjusted, allowed)
     ratios = [x.tolist() for x in (np.exp(centre), np.exp(low), np.exp(high), np.expm1(limit), adjusted)]
     return [_pair(c, verdict, *row) for c, verdict, *row in zip(candidates, judged, *ratios, strict=True)]
 
@@ -281,7 +300,7 @@ def _pair(
     flags = dict.fromkeys(_flags(c.all_base, "base") + _flags(c.all_new, "new"))
     return Pair(
         c.case, new_ms / ratio, new_ms, ratio, low, high, tolerance, p, verdict, *c.processes,
-        len(hashes) == 1 and "" not in hashes, config, tuple(flags),
+        len(hashes) == 1 and "" not in hashes, _clock(c.base), _clock(c.new), config, tuple(flags),
     )  # fmt: skip
 
 
@@ -299,6 +318,12 @@ def _medians(entries: list[_Entry]) -> list[float]:
 def _centre(times: list[float]) -> float:
     """Geometric mean."""
     return math.exp(sum(map(math.log, times)) / len(times))
+
+
+def _clock(entries: list[_Entry]) -> float | None:
+    clocks = [entry.record.sm_mhz for entry in entries]
+    known = [clock for clock in clocks if clock]
+    return _centre(known) if known and len(known) == len(clocks) else None
 
 
 def _range(entries: list[_Entry]) -> tuple[float, float, float]:

@@ -122,16 +122,17 @@ def false_discovery(p: ArrayLike) -> Floats:
     return adjusted
 
 
-def verdicts(estimates: Estimates, bound: ArrayLike, adjusted: ArrayLike, same_within: float) -> list[Verdict]:
+def verdicts(estimates: Estimates, bound: ArrayLike, adjusted: ArrayLike, same_within: ArrayLike) -> list[Verdict]:
     """Slower, faster: the interval lies wholly beyond -+ bound (logs), and the p-value adjusted over all cases is at
-    most 5 %. Same: it lies within -+ same_within (log), what the user called the same: a case's own noise, which may
+    most 5 %. Same: it lies within -+ same_within (logs), what the user called the same: a case's own noise, which may
     widen `bound`, withholds verdicts and never grants one. Anything else is unclear: never a coin toss."""
     limit = np.broadcast_to(np.asarray(bound, dtype=np.float64), estimates.low.shape)
     real = np.asarray(adjusted, dtype=np.float64) <= LEVEL
+    within = np.broadcast_to(np.asarray(same_within, dtype=np.float64), estimates.low.shape)
     conditions = [
         (estimates.low > limit) & real,
         (estimates.high < -limit) & real,
-        (estimates.low >= -same_within) & (estimates.high <= same_within),
+        (estimates.low >= -within) & (estimates.high <= within),
     ]
     names: list[Verdict] = ["slower", "faster", "same"]
     return [names[i] if i < 3 else "unclear" for i in np.select(conditions, [0, 1, 2], default=3)]

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from gsbench.cli import compare, doctor, list_, report, run, show, verify
+from gsbench.cli import baseline, compare, doctor, gate, list_, report, run, show, verify
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("show")(show.show)
 app.command("compare")(compare.compare)
+app.command("gate")(gate.gate)
+app.add_typer(baseline.app, name="baseline")
 app.command("list")(list_.list_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)

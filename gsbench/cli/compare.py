@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsbench.cli.gate import parse_tolerance
 from gsbench.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -56,18 +57,6 @@ def compare(
         _print(found, None if every else SHOWN)
     if found.worse:
         raise typer.Exit(EXIT_FAILED)
-
-
-def parse_tolerance(text: str) -> float:
-    """0.03 from "3%" or "0.03". Raises UserError for anything else, and outside of 0 to 1 (excluded)."""
-    number = text.strip()
-    try:
-        value = float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise UserError(f"--tolerance {text!r}: not a share from 0% up to 100%, such as 3% or 0.03")
-    return value
 
 
 def _print(found: Compared, most: int | None) -> None:

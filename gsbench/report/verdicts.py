@@ -6,19 +6,18 @@ Names and reasons come from files that anyone may have written: none is ever rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
 from gsbench.case import Case
 from gsbench.compare import Compared, NotComparable, Pair, Summary
+from gsbench.report.markup import COMMENT, details, fit, junit_case, plain, row, some, to_xml, xml_text
 from gsbench.report.text import milliseconds
 
 SCHEMA = 1
-COMMENT = 65536  # characters that a pull-request comment may have
 FIRST = ("No longer timed", "Environment")  # of the lists, what stands before the pairs in Markdown
-_HARMLESS = set(" ./,=-+%()_:;→'\n")
 
 
 def verdict(pair: Pair) -> str:
@@ -86,23 +85,26 @@ def _refusal(refused: NotComparable) -> str:
 
 
 def to_json(c: Compared) -> str:
-    """The comparison as JSON without NaN. Ratios are new / base, times in ms; `key` is the case's content key."""
+    return json.dumps(document(c), indent=1, allow_nan=False)
+
+
+def document(c: Compared) -> dict[str, Any]:
+    """The comparison as JSON takes it, without NaN. Ratios are new / base, times in ms; `key` is the case's content key."""
     pairs = []
     for p in c.pairs:
         fields = {name: value for name, value in vars(p).items() if name not in ("case", "config")}
         derived = {"provisional": p.provisional, "control_failed": p.control_failed}
-        pairs.append({**_case(p.case), **fields, **derived, "config": [asdict(d) for d in p.config]})
-    document: dict[str, Any] = {
+        pairs.append({**identity(p.case), **fields, **derived, "config": [asdict(d) for d in p.config]})
+    return {
         "schema": SCHEMA, "base": c.base, "new": c.new, "tolerance": c.tolerance, "paired": c.paired, "worse": c.worse,
         "overall": asdict(c.overall), "by": c.by, "groups": [asdict(g) for g in c.groups], "pairs": pairs,
-        "not_comparable": [{**_case(r.case), "broken": r.broken, **asdict(r.difference)} for r in c.not_comparable],
-        "missing": [_case(case) for case in c.missing], "extra": [_case(case) for case in c.extra],
-        "untimed": [_case(case) for case in c.untimed], "environment": [asdict(d) for d in c.environment],
+        "not_comparable": [{**identity(r.case), "broken": r.broken, **asdict(r.difference)} for r in c.not_comparable],
+        "missing": [identity(case) for case in c.missing], "extra": [identity(case) for case in c.extra],
+        "untimed": [identity(case) for case in c.untimed], "environment": [asdict(d) for d in c.environment],
     }  # fmt: skip
-    return json.dumps(document, indent=1, allow_nan=False)
 
 
-def _case(case: Case) -> dict[str, Any]:
+def identity(case: Case) -> dict[str, Any]:
     return {"key": case.key, **case.to_dict()}
 
 
@@ -111,78 +113,43 @@ def _case(case: Case) -> dict[str, Any]:
 
 def to_markdown(c: Compared, most: int = COMMENT) -> str:
     """The comparison as GitHub Markdown of at most `most` characters (1,000 or more), the worst first."""
-    room = most - 200  # for the line that says what was left out
-    kept: list[str] = []
-    left_out = 0
-    for line in _markdown(c):
-        cost = len(line) + 1
-        if left_out or cost > room:
-            left_out += 1
-            continue
-        kept.append(line)
-        room -= cost
-    if left_out:
-        opened, closed = (sum(line.startswith(mark) for line in kept) for mark in ("<details>", "</details>"))
-        kept += ["", "</details>"] * (opened - closed)
-        kept += ["", f"{left_out} more lines do not fit here: `gsbench compare --json` has everything."]
-    return "\n".join(kept) + "\n"
+    return fit(_markdown(c), most, "gsbench compare --json")
 
 
 def _markdown(c: Compared) -> Iterator[str]:
     yield f"### gsbench compare: {'worse' if c.worse else 'nothing slower'}"
     yield ""
-    yield _plain(headline(c))
+    yield plain(headline(c))
     for line in caveats(c):
         yield ""
-        yield f"> {_plain(line)}"
+        yield f"> {plain(line)}"
+    yield from body(c)
+
+
+def body(c: Compared) -> Iterator[str]:
+    """All below the headline: the sides, the groups, the pairs and the lists."""
     yield ""
-    yield _plain(f"Base: {_some(c.base)}. New: {_some(c.new)}. Tolerance {c.tolerance:.3g} ({c.tolerance:.1%}).")
+    yield plain(f"Base: {some(c.base)}. New: {some(c.new)}. Tolerance {c.tolerance:.3g} ({c.tolerance:.1%}).")
     yield ""
     yield f"| {c.by} | new / base (95 %) | slower | unclear | same | faster |"
     yield "|---|---|---|---|---|---|"
     for group in c.groups:
-        yield _row(group.name, interval(group), *map(str, group.verdicts.values()))
+        yield row(group.name, interval(group), *map(str, group.verdicts.values()))
     besides = others(c)
     for title, lines in besides:
         if title in FIRST:
-            yield from _details(title, lines)
+            yield from details(title, lines)
     yield ""
     yield "| verdict | case | base ms | new ms | new / base (95 %) | tolerance | processes | flags |"
     yield "|---|---|---|---|---|---|---|---|"
     for p in c.pairs:
-        yield _row(
+        yield row(
             verdict(p), str(p.case), milliseconds(p.base_ms), milliseconds(p.new_ms), interval(p), f"{p.tolerance:.1%}",
             processes(p), "; ".join(p.flags),
         )  # fmt: skip
     for title, lines in besides:
         if title not in FIRST:
-            yield from _details(title, lines)
-
-
-def _details(title: str, lines: list[str]) -> Iterator[str]:
-    yield ""
-    yield f"<details><summary>{title}: {len(lines)}</summary>"
-    yield ""
-    for line in lines:
-        yield f"- {_plain(line)}"
-    yield ""
-    yield "</details>"
-
-
-def _some(names: Iterable[str], most: int = 10) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
-
-
-def _plain(text: str) -> str:
-    """Whatever could be read as Markdown, HTML or a mention becomes a character reference; no line breaks."""
-    words = " ".join(text.split())
-    return "".join(c if c.isalnum() or c in _HARMLESS else f"&#{ord(c)};" if c.isprintable() else "�" for c in words)
+            yield from details(title, lines)
 
 
 # ---- JUnit ------------------------------------------------------------------------------------------------------
@@ -199,26 +166,15 @@ def to_junit(c: Compared) -> str:
     root = ElementTree.Element("testsuites", attributes)
     suite = ElementTree.SubElement(root, "testsuite", {"name": "gsbench compare", **attributes})
     for p in c.pairs:
-        test = _test(suite, p.case, p.new_ms / 1e3)
+        test = junit_case(suite, p.case, p.new_ms / 1e3)
         words = f"{verdict(p)}: new / base {interval(p)}, tolerance {p.tolerance:.1%}, processes {processes(p)}"
-        details = [words, *map(str, p.config), *p.flags]
+        told = [words, *map(str, p.config), *p.flags]
         if p.verdict == "slower":
-            failure = ElementTree.SubElement(test, "failure", {"message": _xml(words), "type": "slower"})
-            failure.text = _xml("\n".join(details))
+            failure = ElementTree.SubElement(test, "failure", {"message": xml_text(words), "type": "slower"})
+            failure.text = xml_text("\n".join(told))
         else:
-            ElementTree.SubElement(test, "system-out").text = _xml("\n".join(details))
+            ElementTree.SubElement(test, "system-out").text = xml_text("\n".join(told))
     for r in c.not_comparable:
-        why = {"message": _xml(str(r.difference))}
-        ElementTree.SubElement(_test(suite, r.case, 0.0), "error" if r.broken else "skipped", why)
-    ElementTree.indent(root, " ")
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _test(suite: ElementTree.Element, case: Case, seconds: float) -> ElementTree.Element:
-    names = {"classname": _xml(f"gsbench.{case.implementation}"), "name": _xml(str(case)), "time": f"{seconds:.9f}"}
-    return ElementTree.SubElement(suite, "testcase", names)
-
-
-def _xml(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold (ElementTree escapes the others)."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+        why = {"message": xml_text(str(r.difference))}
+        ElementTree.SubElement(junit_case(suite, r.case, 0.0), "error" if r.broken else "skipped", why)
+    return to_xml(root)

@@ -13,10 +13,11 @@ import typer
 from typer.testing import CliRunner
 
 from gsbench.cli.compare import compare as verb
-from gsbench.cli.compare import parse_tolerance
+from gsbench.cli.gate import parse_tolerance
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.record import Record
 from gsbench.report import verdicts
+from gsbench.report.markup import COMMENT
 from tests.gsbench import synthetic as s
 from tests.gsbench.sides import judged, replicates, scattered, two
 
@@ -126,7 +127,7 @@ def test_markdown_fits_a_comment_with_the_worst_in_it(tmp_path: Path, count: int
     new = [s.timed("a/b", 3.0 if i == count // 2 else 1.0, where) for i, where in enumerate(points)]
     gone = [s.timed("a/gone", 1.0, where) for where in points]
     text = verdicts.to_markdown(judged(tmp_path, [*base, *gone], new))
-    assert len(text) <= verdicts.COMMENT
+    assert len(text) <= COMMENT
     rows = [line for line in text.splitlines() if "a/b forward" in line]
     assert rows[0].startswith("| slower")
     assert f"B={count // 2 + 1} " in rows[0]
