@@ -109,6 +109,31 @@ def noise(medians: ArrayLike) -> Floats:
     return np.asarray(critical * math.sqrt(2 / logs.shape[1]) * logs.std(axis=1, ddof=1))
 
 
+def detectable(base: ArrayLike, new: ArrayLike, bound: float, *, paired: bool = False, power: float = 0.8) -> Floats:
+    """Smallest true slowdown (log) of each case that so many processes would call slower with this probability.
+
+    base, new: as in `hierarchical_bootstrap`; their scatter is what counts, not their difference. By Student's t (Cohen
+    1988, Statistical Power Analysis, 2.4), before the control of false discoveries, which asks for a little more.
+    """
+    from scipy.special import stdtrit
+
+    b, n = _logs(base), _logs(new)
+    sides = [n - b] if paired else [n, b]
+    variances = np.stack([side.var(axis=1, ddof=1) / side.shape[1] for side in sides])
+    freedom = _welch(variances, np.array([[side.shape[1] - 1.0] for side in sides]))
+    error = np.sqrt(variances.sum(axis=0))
+    return np.asarray(bound + (stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, power)) * error)
+
+
+def rate_interval(found: int, total: int) -> tuple[float, float]:
+    """95 % interval of a rate (Clopper & Pearson 1934, Biometrika 26, 404): never too short. total: at least one."""
+    from scipy.special import betaincinv
+
+    low = 0.0 if found == 0 else float(betaincinv(found, total - found + 1, LEVEL / 2))
+    high = 1.0 if found == total else float(betaincinv(found + 1, total - found, 1 - LEVEL / 2))
+    return low, high
+
+
 def false_discovery(p: ArrayLike) -> Floats:
     """Benjamini-Hochberg adjusted p-values (1995, J. Royal Statistical Society B 57, 289).
 

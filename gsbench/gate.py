@@ -191,7 +191,7 @@ def _refused(
         lines.append(f"{len(lost)} cases have no anchor timed beside them, the first {lost[0]}; measure it at every point")
     lines += _undivided(compared.not_comparable)
     if all(pair.verdict == "unclear" for pair in gated):
-        lines.append("nothing is decided: every case is unclear or quarantined; take five replicates or more a side")
+        lines.append("every case is unclear or quarantined; take five replicates or more a side")
     return lines
 
 

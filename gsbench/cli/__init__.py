@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from gsbench.cli import baseline, compare, doctor, gate, list_, report, run, show, verify
+from gsbench.cli import baseline, compare, doctor, gate, list_, report, run, selftest, show, verify
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("report")(report.report)
 app.command("show")(show.show)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
+app.command("selftest")(selftest.selftest)
 app.add_typer(baseline.app, name="baseline")
 app.command("list")(list_.list_)
 app.command("verify")(verify.verify)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from gsbench import costs
 from gsbench.case import Case
-from gsbench.measure import verify
+from gsbench.measure import delays, verify
 from gsbench.measure.nvml import Monitor
 from gsbench.measure.operands import Call, Operands, Outputs, bind
 from gsbench.measure.rounds import Series, take_rounds
@@ -40,6 +40,7 @@ class Bench:
     implementations: dict[str, Implementation]
     say: Callable[[Case, str], None]
     stop_requested: Callable[[], bool] = lambda: False
+    plants: tuple[float, ...] = ()  # slowdowns to plant as well, 0 first; then every call ends in a delay
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -53,6 +54,7 @@ class Subject:
     case: Case  # of the first mode; used to say where we are
     implementation: Implementation
     call: Call
+    plain_ms: float | None = None  # its time with a delay of nothing behind it, where slowdowns are planted
     facts: dict[str, Any] = field(default_factory=dict)  # fields of the records to come
 
 
@@ -60,6 +62,7 @@ class Subject:
 class Finished:
     record: Record
     samples: list[Sample]
+    plant: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def measure(bench: Bench, cases: list[Case], timing: TimingSettings, energy: boo
         for mode in dict.fromkeys(c.mode for c in mine):
             timed = [s for s in subjects if any(c.mode == mode for c in by_name[s.implementation.name])]
             if timed and not bench.stop_requested():
-                yield from _time(bench, pass_, mode, timed, operands, timing, energy, crowd)
+                for plant in bench.plants or (None,):
+                    yield from _time(bench, pass_, mode, timed, operands, timing, energy, crowd, plant)
 
 
 # ---- before timing ----------------------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def _prepare(bench: Bench, case: Case, operands: Operands) -> Subject:
         "useful_flops": modelled.useful_flops, "min_bytes": modelled.min_bytes, "layer_bytes": modelled.layer_bytes,
         "modelled_extra_bytes": modelled.extra_bytes, "config": launched, "binary_hash": tune.combined_hash(launched),
     }  # fmt: skip
-    return Subject(case, implementation, call, facts)
+    return Subject(case, implementation, call, facts=facts)
 
 
 class FailedVerification(Exception):
@@ -216,32 +220,50 @@ def _memory(bench: Bench, subject: Subject) -> dict[str, Any]:
 
 def _time(
     bench: Bench, pass_: str, mode: str, subjects: list[Subject], operands: Operands, timing: TimingSettings, energy: bool,
-    crowd: bool,
+    crowd: bool, plant: float | None,
 ) -> Iterator[Outcome]:  # fmt: skip
+    """plant: behind every call a delay of this share of its own time, as it was timed with a delay of nothing before."""
     series = []
+    if plant:  # what was not timed cannot be lengthened, nor what a graph holds
+        subjects = [s for s in subjects if s.plain_ms is not None and mode != "graph"]
     for subject in subjects:
         case = Case(subject.implementation.name, pass_, operands.point, mode, subject.case.device)
         bench.say(case, "warm up")
         try:
-            series.append(Series(case, _timer(bench, mode, subject, operands), subject.call))
+            call = subject.call
+            if plant is not None:
+                call = delays.of(bench.device).after(call, plant * (subject.plain_ms or 0.0))
+            series.append(Series(case, _timer(bench, mode, subject, operands), call, plant=plant or 0.0))
         except Exception as e:
             yield from _failed([case], e, subject.facts, crowd)
     named = {s.implementation.name: s for s in subjects}
     for one, error in take_rounds(bench.monitor, series, timing, bench.say, bench.stop_requested):
         series.remove(one)
-        yield from _failed([one.case], error, named[one.case.implementation].facts, crowd)
+        yield from _of(one, _failed([one.case], error, named[one.case.implementation].facts, crowd))
     block = f"{operands.point} {pass_} {mode}"
     for one in series:
         subject = named[one.case.implementation]
         wrong = _judge(pass_, operands, [subject], {one.case.implementation: one.target.last})
         one.target.last = ()
         if wrong:
-            yield from _failed([one.case], wrong[0][1], subject.facts, crowd, "after timing: ")
+            yield from _of(one, _failed([one.case], wrong[0][1], subject.facts, crowd, "after timing: "))
             continue
         facts = dict(subject.facts, block=block)
         if energy and mode == "cold":
             facts["energy_mj"] = _energy(bench, subject)
-        yield Finished(_finish(bench, one, facts), one.samples)
+        finished = Finished(_finish(bench, one, facts), one.samples, one.plant)
+        if plant == 0 and finished.record.timing is not None:
+            subject.plain_ms = finished.record.timing.median_ms
+        yield finished
+
+
+def _of(one: Series, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Outcomes of one series: those of a planted slowdown say so, and are not tried alone."""
+    for outcome in outcomes:
+        if isinstance(outcome, Finished):
+            yield replace(outcome, plant=one.plant)
+        elif not one.plant:
+            yield outcome
 
 
 def _timer(bench: Bench, mode: str, subject: Subject, operands: Operands) -> Timer:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ class WorkerGone(Exception):
 class WorkerClient:
     """Starts a worker on a device and waits for its hello. Raises UserError / NothingMeasured if it refuses."""
 
-    def __init__(self, device: str, log: Path, silence_s: float) -> None:
+    def __init__(
+        self, device: str, log: Path, silence_s: float, library: Sequence[Path] = (), partner: bool = False
+    ) -> None:
+        """library: folders to import from before all others, such as those of another commit. partner: another worker
+        of the same session holds the device."""
         self._silence_s = silence_s
         self._key = ""
         self._log = open(log, "ab")  # noqa: SIM115 - held until close()
@@ -39,9 +43,9 @@ class WorkerClient:
         paths = [str(root), str(root / "kernels")] if (root / "kernels").is_dir() else []
         inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gsbench.measure.worker", device],
+            [sys.executable, "-m", "gsbench.measure.worker", device, *(["partner"] if partner else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *inherited])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, library), *paths, *inherited])},
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._pump, daemon=True).start()

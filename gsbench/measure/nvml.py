@@ -60,6 +60,7 @@ class Monitor:
 
     def __init__(self, uuid: str | None, nvml: Any = None, period_s: float = 0.02) -> None:
         self.available, self.why, self._nvml, self._period = False, "", nvml, period_s
+        self.partners = 0  # processes of our own session that sit on the card while this one measures
         self._readings: list[Reading] = []
         self._stop = threading.Event()
         if uuid is None:
@@ -95,7 +96,7 @@ class Monitor:
         if not self.available:
             return Window()
         readings = [r for r in self._readings if r.at >= since] or [self._read()]
-        return Window(readings, len(self._processes() - self._own))
+        return Window(readings, max(0, len(self._processes() - self._own) - self.partners))
 
     def used_bytes(self) -> int | None:
         return self._read().used_bytes if self.available else None

@@ -28,6 +28,7 @@ class Series:
     case: Case
     timer: Timer
     call: Call
+    plant: float = 0.0  # the slowdown that is planted in the call, as a share
     target: Target = field(init=False)
     samples: list[Sample] = field(default_factory=list)
     turn: int = 1  # samples a turn

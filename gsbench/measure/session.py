@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Protocol
 
 from gsbench.case import Case
@@ -37,9 +38,13 @@ class Session:
     budget_s: float | None = None
     extra_validity: tuple[str, ...] = ()
     force: bool = False
+    library: tuple[Path, ...] = ()  # folders that the worker imports from first
+    partner: bool = False  # a worker of the same session holds the device
+    plants: dict[float, RunWriter] = field(default_factory=dict)  # slowdowns to plant as well, and where they go
     interrupted: bool = False
     out_of_budget: bool = False
     _worker: WorkerClient | None = None
+    _told: WorkerClient | None = None
     _replacements: int = 0
     _began: float = field(default_factory=time.monotonic)
 
@@ -47,26 +52,36 @@ class Session:
         """Every case of the plan whose key is not in `recorded`; each is on disk before the next begins."""
         previous = signal.signal(signal.SIGINT, self._on_interrupt)
         try:
-            for case, reason in plan.unsupported:
-                if case.key not in recorded:
-                    self._store(Record(case, "unsupported", reason, finished_utc=utc_now()), [])
+            self.note_unsupported(plan, recorded)
             for block in plan.blocks():
                 todo = [case for case in block if case.key not in recorded]
                 if todo and not self._over():
-                    self._measure(todo)
+                    self.measure(todo)
                 if self._over():
                     break
         finally:
             signal.signal(signal.SIGINT, previous)
-            if self._worker is not None:
-                self._worker.close()
+            self.close()
+
+    def note_unsupported(self, plan: Plan, recorded: set[str]) -> None:
+        for case, reason in plan.unsupported:
+            if case.key not in recorded:
+                self._store(Record(case, "unsupported", reason, finished_utc=utc_now()), [])
+
+    def close(self) -> None:
+        """End the worker; the next block would start another."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def open_worker(self) -> WorkerClient:
         """The worker, started and told the ceilings (measured by the first one and kept in the manifest)."""
         if self._worker is None:
             self.view.at(None, "start the measuring process")
             log = self.writer.path / "worker.log"
-            self._worker = WorkerClient(self.device, log, self.suite.timing.timeout_s)
+            self._worker = WorkerClient(
+                self.device, log, self.suite.timing.timeout_s, self.library, self.partner
+            )
             manifest = self.writer.manifest
             self._settle_device(self._worker.hello)
             known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
@@ -77,6 +92,17 @@ class Session:
                     manifest["ceilings"] = event["ceilings"]
             self.writer.save_manifest()
         return self._worker
+
+    def tell_of_partners(self, count: int) -> None:
+        """So many processes of this session share the device and are idle while this one measures. Once a worker."""
+        worker = self.open_worker()
+        if self._told is not worker:
+            self._told = worker
+            try:
+                for _ in worker.request(do="partners", count=count):
+                    pass
+            except WorkerGone:  # the next block starts another
+                self._worker = None
 
     def _settle_device(self, hello: dict[str, Any]) -> None:
         """Note where the run is measured. Raises UserError where it was begun elsewhere, unless forced."""
@@ -92,7 +118,7 @@ class Session:
         if changed and "resumed_elsewhere" not in self.extra_validity:
             self.extra_validity = (*self.extra_validity, "resumed_elsewhere")
 
-    def _measure(self, cases: list[Case]) -> None:
+    def measure(self, cases: list[Case]) -> None:
         """One point: whatever happens to the worker, every case ends with a record."""
         todo = {case.key: case for case in cases}
         alone: list[Case] = []
@@ -110,13 +136,14 @@ class Session:
                 self._store(Record(todo.pop(gone.key), gone.status, gone.reason, finished_utc=utc_now()), [])
         for case in alone:
             if not self._over():
-                self._measure([case])
+                self.measure([case])
 
     def _request(self, cases: list[Case]) -> Any:
         timing = self.suite.timing.model_dump()
         return self.open_worker().request(
-            do="block", cases=[case.to_dict() for case in cases], timing=timing, energy=self.suite.energy
-        )
+            do="block", cases=[case.to_dict() for case in cases], timing=timing, energy=self.suite.energy,
+            plants=sorted(self.plants),
+        )  # fmt: skip
 
     def _handle(self, event: dict[str, Any], todo: dict[str, Case], alone: list[Case]) -> None:
         kind = event["event"]
@@ -124,8 +151,12 @@ class Session:
             self.view.at(todo.get(event["key"]), event["phase"])
         elif kind == "record":
             record = Record.from_dict(event["record"])
+            samples = [(int(r), float(ms)) for r, ms in event["samples"]]
+            if event["plant"]:
+                self.plants[event["plant"]].add(record, samples)
+                return
             todo.pop(record.key, None)
-            self._store(record, [(int(r), float(ms)) for r, ms in event["samples"]])
+            self._store(record, samples)
         elif kind == "alone":
             alone += [todo.pop(key) for key in event["keys"]]
         elif kind == "lost" and self._worker is not None:

@@ -1,9 +1,12 @@
 """The measuring process: owns the device, speaks JSON lines, and may die without taking the sweep along.
 
 Requests on stdin:   {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
+                     "plants": [0, 0.02, ...] in a block: time each case with these slowdowns planted as well
+                     {"do": "partners", "count": 1}   processes of the same session that share the device, and are idle
+                     {"do": "instrument", "cases": [...]}   what the timers themselves cost, and whether others agree
 Events on stdout:    {"event": "hello", "device": {...}, ...}   once, at the start; or {"event": "refused", "reason": ...}
                      {"event": "at", "key": ..., "phase": ...}  before each risky step; silence is timed
-                     {"event": "record", "record": {...}, "samples": [...]}
+                     {"event": "record", "record": {...}, "samples": [...], "plant": 0}
                      {"event": "alone", "keys": [...]}          out of memory beside others
                      {"event": "lost", "reason": ...}           a CUDA error; the process ends
                      {"event": "done", ...}                     the request is finished
@@ -28,8 +31,9 @@ from gsbench.measure.nvml import Monitor
 
 
 class Worker:
-    def __init__(self, device: str, requests: IO[str], events: IO[str]) -> None:
-        self.device, self._requests, self._events = device, requests, events
+    def __init__(self, device: str, requests: IO[str], events: IO[str], partner: bool = False) -> None:
+        """partner: another worker of the same session holds the device's lock."""
+        self.device, self._requests, self._events, self._partner = device, requests, events, partner
         self._stop = False
         signal.signal(signal.SIGUSR1, self._request_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -57,8 +61,8 @@ class Worker:
         except (AssertionError, RuntimeError) as e:
             self.emit("refused", reason=f"device {self.device}: {e}")
             return
-        lock = _take_device(info.get("uuid") or self.device)
-        if lock is None:
+        lock = None if self._partner else _take_device(info.get("uuid") or self.device)
+        if lock is None and not self._partner:
             self.emit("refused", reason=f"{info['name']} is being measured by another gsbench; wait for it to end")
             return
         from gsbench.measure.block import Bench
@@ -79,6 +83,11 @@ class Worker:
             request = json.loads(line)
             if request["do"] == "ceilings":
                 self._ceilings(bench, request)
+            elif request["do"] == "partners":
+                monitor.partners = request["count"]
+                self.emit("done")
+            elif request["do"] == "instrument":
+                self._instrument(bench, request)
             elif not self._block(bench, request):
                 return
 
@@ -92,6 +101,17 @@ class Worker:
             bench.ceilings = ceilings.measure(bench.device, request["dtypes"], bench.info["cache_bytes"])
         self.emit("done", ceilings=bench.ceilings)
 
+    def _instrument(self, bench: Any, request: dict[str, Any]) -> None:
+        from gsbench.measure import instrument
+
+        cases = [Case.from_dict(data) for data in request["cases"]]
+        agreement = []
+        for case in cases:
+            self.emit("at", key=case.key, phase="time it by other means")
+            agreement += instrument.agreement(bench, case)
+        self.emit("at", key="", phase="measure the timers")
+        self.emit("done", timers=instrument.timers(bench), agreement=agreement)
+
     def _block(self, bench: Any, request: dict[str, Any]) -> bool:
         """False when the process must be replaced."""
         import torch
@@ -100,12 +120,13 @@ class Worker:
         from gsbench.suite import TimingSettings
 
         cases = [Case.from_dict(data) for data in request["cases"]]
+        bench.plants = tuple(request.get("plants", ()))
         try:
             for outcome in measure(bench, cases, TimingSettings(**request["timing"]), request["energy"]):
                 if isinstance(outcome, TryAlone):
                     self.emit("alone", keys=[case.key for case in outcome.cases])
                 else:
-                    self.emit("record", record=outcome.record.to_dict(), samples=outcome.samples)
+                    self.emit("record", record=outcome.record.to_dict(), samples=outcome.samples, plant=outcome.plant)
         except DeviceLost as e:
             self.emit("lost", reason=str(e))
             return False
@@ -131,7 +152,7 @@ def main() -> None:
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints of implementations must not mix with events
     sys.stdout = sys.stderr
-    Worker(sys.argv[1], sys.stdin, events).run()
+    Worker(sys.argv[1], sys.stdin, events, partner="partner" in sys.argv[2:]).run()
 
 
 if __name__ == "__main__":

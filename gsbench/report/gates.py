@@ -22,7 +22,7 @@ def outcome(g: Gated) -> str:
         return f"gate passed: nothing regressed ({judged})"
     if g.exit_code == EXIT_FAILED:
         return f"gate failed: {len(g.regressions)} regressed ({judged})"
-    return f"gate undecided: {'the run is invalid' if g.invalid else 'not comparable'} ({judged})"
+    return f"gate undecided: {g.refused[0]} ({judged})"
 
 
 def line(f: Finding) -> str:

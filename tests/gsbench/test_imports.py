@@ -27,8 +27,9 @@ def test_the_command_line_starts_light():
     "module",
     ["suite", "plan", "costs", "case", "record", "store", "stats", "frame", "report", "implementations",
      "measure.session", "measure.client", "measure.environment", "cli.run", "cli.live", "cli.show", "cli.report",
-     "compare", "decide", "differences", "policy", "anchor", "diagnosis", "baseline", "gate", "report.verdicts", "report.gates",
-     "cli.compare", "cli.gate", "cli.baseline"],
+     "compare", "decide", "differences", "policy", "anchor", "diagnosis", "baseline", "gate",
+     "report.verdicts", "report.gates", "cli.compare", "cli.gate", "cli.baseline",
+     "selftest", "report.selftests", "cli.selftest", "measure.interleaved"],
 )  # fmt: skip
 def test_the_harness_outside_of_the_worker_imports_no_torch(module):
     assert not loaded_after(f"import gsbench.{module}") & {"torch", "triton"}

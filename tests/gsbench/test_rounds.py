@@ -158,6 +158,8 @@ def test_another_process_on_the_card_is_flagged_and_our_own_is_not():
     assert monitor.window(0).flags() == ["shared_gpu:1"]
     card.processes.append(333)
     assert monitor.window(0).flags() == ["shared_gpu:2"]
+    monitor.partners = 1  # the other side of the same session
+    assert monitor.window(0).flags() == ["shared_gpu:1"]
     card.processes[:] = [222]
     assert monitor.window(0).flags() == []
 

@@ -1,0 +1,115 @@
+"""Two sides in one session: replicate after replicate, two fresh processes that take turns block by block.
+
+    <out>/base/01 ... <out>/new/01 ...    a run for each process, as `gsbench run` would leave it
+
+The harness is one and the same on both sides; what may differ is the library that the worker imports (`Side.library`)
+and the slowdowns that it plants (`Side.plants`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gsbench.case import Case
+from gsbench.errors import NothingMeasured
+from gsbench.measure.session import Session, View, new_manifest
+from gsbench.plan import Plan
+from gsbench.record import SCHEMA
+from gsbench.store import RunWriter, read_run
+from gsbench.suite import Suite
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. environment: what its manifests say of versions and commit; fingerprint: of its code."""
+
+    name: str
+    environment: dict[str, Any]
+    fingerprint: str
+    library: tuple[Path, ...] = ()
+    plants: dict[float, str] | None = None  # share of its own time -> folder; {} for a delay of nothing behind each call
+
+
+@dataclass
+class Interleaved:
+    """A session of two sides. `replicate` may be called again, of all cases or of some."""
+
+    suite: Suite
+    resolved: dict[str, Any]
+    device: str
+    out: Path
+    sides: tuple[Side, Side]
+    view: View
+    command: Sequence[str] = ()
+    _ceilings: dict[str, Any] = field(default_factory=dict)
+
+    def replicate(self, plan: Plan, number: int) -> None:
+        """One process a side over the whole plan: A B, then B A, then A B ... so that neither always comes first.
+
+        Raises UserError or NothingMeasured where a side's process does not start.
+        """
+        with contextlib.ExitStack() as stack:
+            sessions = [stack.enter_context(self._session(side, number, i)) for i, side in enumerate(self.sides)]
+            for session in sessions:
+                session.note_unsupported(plan, set())
+                self._open(session)
+            self._adopt(sessions)
+            for turn, block in enumerate(plan.blocks()):
+                for session in sessions if (turn + number) % 2 else sessions[::-1]:
+                    session.measure(block)
+                    self._adopt(sessions)
+            for side, session in zip(self.sides, sessions, strict=True):
+                self._something_timed(side, session, plan)
+
+    def _something_timed(self, side: Side, session: Session, plan: Plan) -> None:
+        """Raises NothingMeasured with the first reason, before more processes find out the same."""
+        planned = {case.key for case in plan.cases}
+        records = [record for record in read_run(session.writer.path).records if record.key in planned]
+        if not any(record.timing for record in records):
+            why = f"{records[0].status}: {records[0].reason} ({records[0].case})" if records else "no case was reached"
+            raise NothingMeasured(f"{side.name}: no case could be timed, the first {why}")
+
+    @contextlib.contextmanager
+    def _session(self, side: Side, number: int, index: int) -> Iterator[Session]:
+        names = {0.0: side.name, **(side.plants or {})}
+        with contextlib.ExitStack() as stack:
+            writers = {plant: stack.enter_context(self._writer(side, name, number)) for plant, name in names.items()}
+            session = Session(
+                self.suite, self.device, writers[0.0], self.view, library=side.library, partner=index > 0,
+                plants={} if side.plants is None else writers,
+            )  # fmt: skip
+            try:
+                yield session
+            finally:
+                session.close()
+                for writer in writers.values():  # what the worker told of the device and the card's ceilings
+                    writer.manifest |= {k: session.writer.manifest[k] for k in ("device", "environment", "ceilings")}
+                    writer.save_manifest()
+
+    def _writer(self, side: Side, name: str, number: int) -> RunWriter:
+        folder = self.out / name / f"{number:02}"
+        manifest = new_manifest(
+            f"{name}-{number:02}", self.resolved, dict(side.environment), side.fingerprint, list(self.command), SCHEMA
+        )
+        return RunWriter.create(folder, manifest | {"target": self.device, "only": []})
+
+    def _open(self, session: Session) -> None:
+        """Start the worker; the card's ceilings are measured once in a session."""
+        session.writer.manifest["ceilings"] = dict(self._ceilings)
+        session.open_worker()
+        self._ceilings = session.writer.manifest["ceilings"]
+
+    def _adopt(self, sessions: Sequence[Session]) -> None:
+        """Each worker is told of the other, which sits on the card but is idle; again after one was replaced."""
+        for session in sessions:
+            session.tell_of_partners(len(sessions) - 1)
+
+
+def only(plan: Plan, cases: Sequence[Case]) -> Plan:
+    """The plan of these cases only."""
+    wanted = set(cases)
+    return Plan([case for case in plan.cases if case in wanted], [])
