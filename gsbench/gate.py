@@ -98,7 +98,10 @@ def judge(
     interleaved: bool = False, warnings: Iterable[str] = (), signatures: tuple[dict[str, Any], ...] = (),
     today: date | None = None,
 ) -> Gated:  # fmt: skip
-    """What follows from a comparison. interleaved: both sides took turns in one session."""
+    """What follows from a comparison.
+
+    interleaved: both sides took turns in one session, and what was unclear was measured again; it is then a warning.
+    """
     day = date.today() if today is None else today
     worse = [_slower(pair, compared, policy, interleaved) for pair in compared.pairs if pair.verdict == "slower"]
     worse += [_broken(gone, compared, policy) for gone in compared.not_comparable if gone.broken]
@@ -110,7 +113,9 @@ def judge(
         p for p in compared.pairs if p.control_failed and diagnose(p, compared.environment, interleaved).cause == "noise"
     ]
     gated = [p for p in compared.pairs if not _excuses(policy.quarantine(p.case), day)]
-    refused = _refused(compared, controls, suspects, gated, lost, partial)
+    refused = _refused(compared, controls, suspects, lost, partial)
+    if not interleaved and all(p.verdict == "unclear" for p in gated):
+        refused.append("every case is unclear or quarantined; take five replicates or more a side")
     said = [*warnings, *_expired(compared, policy, day), *policy.idle(_cases(compared))]
     if unclear := [p for p in gated if p.verdict == "unclear"]:
         said.append(f"{len(unclear)} of {len(gated)} cases are unclear: neither passed nor failed; take more replicates")
@@ -168,9 +173,8 @@ def _drift(divided: Anchored, anchor: str) -> str:
 
 
 def _refused(
-    compared: Compared, controls: Sequence[Pair], suspects: Sequence[Finding], gated: Sequence[Pair], lost: Sequence[Case],
-    partial: bool,
-) -> list[str]:  # fmt: skip
+    compared: Compared, controls: Sequence[Pair], suspects: Sequence[Finding], lost: Sequence[Case], partial: bool
+) -> list[str]:
     """Why this comparison is no pass, in lines: each names what and how to mend it."""
     lines = []
     if controls:
@@ -190,8 +194,6 @@ def _refused(
     if lost:
         lines.append(f"{len(lost)} cases have no anchor timed beside them, the first {lost[0]}; measure it at every point")
     lines += _undivided(compared.not_comparable)
-    if all(pair.verdict == "unclear" for pair in gated):
-        lines.append("every case is unclear or quarantined; take five replicates or more a side")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""gsbench gate: a run against a stored baseline, as an exit code."""
+"""gsbench gate: a run against a stored baseline, or the work tree against a commit, as an exit code."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def gate(
     tolerances: Annotated[Optional[Path], typer.Option("--tolerances", help="TOML file of [[tolerance]] entries.")] = None,  # noqa: UP045
     quarantine: Annotated[Optional[Path], typer.Option("--quarantine", help="TOML file of [[quarantine]]s.")] = None,  # noqa: UP045
     partial: Annotated[bool, typer.Option("--partial", help="The run may lack cases of the baseline.")] = False,
+    reference: Annotated[str, typer.Option("--against", help="Instead of RUN and --baseline: measure this commit and the "
+                                           "work tree in turns.")] = "",
+    suite: Annotated[str, typer.Option("--suite", help="With --against: the suite, or the path of a .toml file.")] = "",
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="With --against: override KEY=V1,V2.")] = None,  # noqa: UP045
+    only: Annotated[Optional[list[str]], typer.Option(help="With --against: implementations to keep.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="With --against: auto, cpu, cuda or cuda:N.")] = "auto",
+    replicates: Annotated[int, typer.Option(min=2, help="With --against: processes a side; as many again for cases that "
+                                            "stay unclear.")] = 5,
+    path: Annotated[Optional[list[Path]], typer.Option("--path", help="With --against: folder of the repository that both "  # noqa: UP045
+                                                       "sides import from (default: kernels); repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="With --against: folder that holds the runs.")] = Path("results"),
+    name: Annotated[str, typer.Option(help="With --against: name of the session's folder.")] = "",
+    allow_dirty: Annotated[bool, typer.Option("--allow-dirty", help="With --against: judge uncommitted changes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown that fits a pull-request comment.")] = False,
     junit: Annotated[Optional[Path], typer.Option("--junit", help="Also write JUnit XML to this file.")] = None,  # noqa: UP045
@@ -35,17 +48,31 @@ def gate(
     could be decided.
 
     Example: gsbench gate results/new --baseline results/baselines/h200/backward --tolerance 3% --anchor bottleneck/torch
+
+    Example: gsbench gate --against main --suite backward
     """
     if as_json and markdown:
         raise UserError("--json and --markdown: choose one")
     allowed = parse_tolerance(tolerance)
-    if run is None or baseline is None:
-        raise UserError("gate takes a run and its baseline: gsbench gate RUN --baseline BASE")
+    if reference and (run is not None or baseline is not None or anchor):
+        raise UserError("--against measures both sides itself: leave out RUN, --baseline and --anchor")
+    if not reference and (run is None or baseline is None):
+        raise UserError("gate takes RUN --baseline BASE, or --against COMMIT --suite NAME")
 
     from gsbench import gate as gating
     from gsbench.policy import load
 
     policy = load(allowed, tolerances, quarantine)
+    if reference:
+        from gsbench.cli.against import Request, interruptible
+
+        request = Request(
+            reference, suite, set_ or [], only or [], device, replicates, path or [Path("kernels")], out, name, allow_dirty
+        )
+        show(interruptible(request, policy), as_json, markdown, junit)
+        return
+    assert run is not None
+    assert baseline is not None
     show(gating.gate(run, baseline, policy, anchor=anchor, partial=partial), as_json, markdown, junit)
 
 

@@ -17,7 +17,10 @@ SCHEMA = 1
 
 def outcome(g: Gated) -> str:
     """One line: passed, failed or undecided, and the counts."""
-    judged = f"{g.compared.overall.cases} cases, {verdicts.interval(g.compared.overall)} of the baseline overall"
+    unclear = g.compared.overall.verdicts["unclear"]
+    judged = f"{g.compared.overall.cases} cases, {verdicts.interval(g.compared.overall)} of the baseline overall" + (
+        f"; {unclear} unclear" if unclear else ""
+    )
     if g.exit_code == EXIT_OK:
         return f"gate passed: nothing regressed ({judged})"
     if g.exit_code == EXIT_FAILED:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from gsbench import policy
-from gsbench.gate import Gated, gate
+from gsbench.compare import compare
+from gsbench.gate import Gated, gate, judge
 from gsbench.policy import Policy, Quarantine, Tolerance
 from gsbench.record import Record
+from gsbench.report import gates
 from tests.gsbench import synthetic as s
 from tests.gsbench.sides import replicates, scattered, two
 
@@ -167,6 +169,25 @@ def test_an_unchanged_binary_that_moves_makes_the_run_invalid(tmp_path: Path, ne
     found = gated(tmp_path, base, [tuned(new_ms), s.timed("c/d", 1.5)])
     assert (found.exit_code, found.invalid) == (3, True)
     assert "invalid: 1 cases moved although their binary is unchanged, the first a/b" in found.refused[0]
+
+
+def test_sides_that_took_turns_accuse_the_code_around_an_unchanged_binary(tmp_path: Path) -> None:
+    """Interleaved, the machine cannot have moved between the sides; with the same code around it, it must have."""
+    base = [tuned(1.0)]
+    for manifest, code, invalid in (({"code_fingerprint": "beef"}, 1, False), ({"run": "new"}, 3, True)):
+        compared = compare(*two(tmp_path / str(code), base, [tuned(1.2)], **manifest))
+        found = judge(compared, PLAIN, interleaved=True)
+        assert (found.exit_code, found.invalid) == (code, invalid)
+        if code == 1:
+            assert str(found.regressions[0].diagnosis).startswith("code: around the kernels, whose binary is unchanged")
+
+
+def test_what_stays_unclear_after_turns_and_more_turns_is_a_warning(tmp_path: Path) -> None:
+    compared = compare(*two(tmp_path, [s.timed("a/b", 1.0)], [s.timed("a/b", 1.2, spread=0.3)]))
+    found = judge(compared, PLAIN, interleaved=True)
+    assert found.exit_code == 0
+    assert "1 of 1 cases are unclear" in found.warnings[0]
+    assert gates.outcome(found).endswith("; 1 unclear)")
 
 
 def test_with_an_anchor_other_versions_are_the_cause(tmp_path: Path) -> None:

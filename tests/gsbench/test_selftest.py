@@ -139,17 +139,18 @@ def test_a_small_experiment_on_this_cpu(tmp_path: Path) -> None:
     """Not how fast: that every part is there, and that a call nearly twice as long is measured as longer."""
     command = [
         sys.executable, "-m", "gsbench", "selftest", "--suite", "smoke", "--device", "cpu", "--quick", "--name", "st",
-        "--set", "pass=forward", "--set", "batch=4", "--set", "labels=512", "--only", "dense/torch", "--only",
-        "group_shared/torch", "--plant", "90%", "--json",
+        "--set", "pass=forward", "--set", "batch=4", "--set", "labels=512", "--only", "dense/torch", "--json",
+        "--plant", "90%",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, env=faulty.install(tmp_path), capture_output=True, text=True, timeout=240)
+    environment = faulty.install(tmp_path) | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take seconds
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode in (0, 1), done.stderr  # two processes on a busy machine may well differ
     document = json.loads(done.stdout)
     assert document["measured_as"][0]["ratio"] > 1.2
     assert document["timers"]["method"] == "perf_counter"
     assert document["timers"]["resolution_ms"] > 0
-    assert [a["by"] for a in document["agreement"]] == ["loop", "loop"]
-    assert len(document["cases"]) == 2
+    assert [a["by"] for a in document["agreement"]] == ["loop"]
+    assert len(document["cases"]) == 1
     again = [*command[:4], "--analyse", "results/st", "--json"]
     assert json.loads(subprocess.run(again, cwd=tmp_path, capture_output=True, text=True).stdout) == document
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
