@@ -61,7 +61,7 @@ class Worker:
         except (AssertionError, RuntimeError) as e:
             self.emit("refused", reason=f"device {self.device}: {e}")
             return
-        lock = None if self._partner else _take_device(info.get("uuid") or self.device)
+        lock = None if self._partner else take_device(info.get("uuid") or self.device)
         if lock is None and not self._partner:
             self.emit("refused", reason=f"{info['name']} is being measured by another gsbench; wait for it to end")
             return
@@ -136,7 +136,7 @@ class Worker:
         return True
 
 
-def _take_device(name: str) -> IO[str] | None:
+def take_device(name: str) -> IO[str] | None:
     """A lock that lives as long as this process; None while another holds it."""
     file = Path(tempfile.gettempdir()) / f"gsbench-{name.replace('/', '_')}.lock"
     lock = open(file, "a")  # noqa: SIM115 - held by its open file

@@ -29,7 +29,9 @@ def test_the_command_line_starts_light():
      "measure.session", "measure.client", "measure.environment", "cli.run", "cli.live", "cli.show", "cli.report",
      "compare", "decide", "differences", "policy", "anchor", "diagnosis", "baseline", "gate",
      "report.verdicts", "report.gates", "cli.compare", "cli.gate", "cli.baseline",
-     "selftest", "report.selftests", "cli.selftest", "measure.interleaved"],
+     "selftest", "report.selftests", "cli.selftest", "measure.interleaved",
+     "export.pytest_benchmark", "export.tables", "export.github_action", "cli.exchange", "checkout", "cli.against",
+     "pytest_plugin"],
 )  # fmt: skip
 def test_the_harness_outside_of_the_worker_imports_no_torch(module):
     assert not loaded_after(f"import gsbench.{module}") & {"torch", "triton"}

@@ -151,8 +151,7 @@ def test_a_small_experiment_on_this_cpu(tmp_path: Path) -> None:
     assert document["timers"]["resolution_ms"] > 0
     assert [a["by"] for a in document["agreement"]] == ["loop"]
     assert len(document["cases"]) == 1
-    again = [*command[:4], "--analyse", "results/st", "--json"]
-    assert json.loads(subprocess.run(again, cwd=tmp_path, capture_output=True, text=True).stdout) == document
+    assert json.loads(selftests.to_json(analyse(tmp_path / "results" / "st"))) == document
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "exists already; choose another --name" in refused.stderr
