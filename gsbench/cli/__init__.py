@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from gsbench.cli import baseline, compare, doctor, exchange, gate, list_, report, run, selftest, show, verify
+from gsbench.cli import baseline, compare, doctor, exchange, gate, list_, report, run, selftest, show, trend, verify
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("show")(show.show)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
 app.command("selftest")(selftest.selftest)
+app.command("trend")(trend.trend)
 app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
 app.add_typer(baseline.app, name="baseline")
