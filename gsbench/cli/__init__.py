@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from gsbench.cli import baseline, compare, doctor, exchange, gate, list_, report, run, selftest, show, trend, verify
+from gsbench.cli import baseline, compare, data, doctor, exchange, gate, list_, report, run, selftest, show, trend, verify
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.add_typer(baseline.app, name="baseline")
 app.command("list")(list_.list_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:
