@@ -10,7 +10,23 @@ import sys
 
 import typer
 
-from gsbench.cli import baseline, compare, data, doctor, exchange, gate, list_, report, run, selftest, show, trend, verify
+from gsbench.cli import (
+    baseline,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    exchange,
+    gate,
+    list_,
+    report,
+    run,
+    selftest,
+    show,
+    train,
+    trend,
+    verify,
+)
 from gsbench.errors import EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -36,6 +52,9 @@ app.command("list")(list_.list_)
 app.command("verify")(verify.verify)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(evaluate.predict)
 
 
 def main() -> None:

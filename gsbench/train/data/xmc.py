@@ -46,7 +46,7 @@ def read_documents(file: Path, folder: Path, split: str) -> Shape:
                 if b":" in front:
                     raise UserError(f"{file}:{number}: starts with a feature; a document without labels starts with a space")
                 y.add(_labels(file, number, front, labels))
-                x.add(*_pairs(file, number, rest, features, "feature"))
+                x.add(*pairs(file, number, rest, features, "feature"))
     return Shape(rows, features, labels)
 
 
@@ -56,7 +56,7 @@ def read_matrix(file: Path, stem: Path, *, values: bool, what: str) -> Size:
         rows, columns = _header(file, stream.readline(), ("rows", "columns"))
         with CsrWriter(stem, columns, values=values) as writer:
             for number, line in _lines(file, stream, rows):
-                writer.add(*_pairs(file, number, line, columns, what))
+                writer.add(*pairs(file, number, line, columns, what))
     return Size(rows, columns)
 
 
@@ -108,7 +108,7 @@ def _labels(file: Path, number: int, text: bytes, labels: int) -> NDArray[np.int
     return found
 
 
-def _pairs(
+def pairs(
     file: Path, number: int, text: bytes, columns: int, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(ascending columns, values); a column that is given twice has the sum."""

@@ -1,0 +1,52 @@
+"""Run folders: made once, gone on with by --resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gsbench.errors import UserError
+from gsbench.train import checkpoint, config
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+def create(run: Path, settings: config.Config) -> Path:
+    """Raises UserError where the folder exists."""
+    try:
+        run.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{run}: exists already; go on with --resume {run}, or choose another --out") from None
+    (run / CONFIG).write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
+    return run
+
+
+def settings_of(run: Path) -> config.Config:
+    """Raises UserError where the folder is no run."""
+    file = run / CONFIG
+    try:
+        return config.validate(json.loads(file.read_text()), str(file))
+    except FileNotFoundError:
+        raise UserError(f"{run}: not a run of gsbench train (no {CONFIG})") from None
+    except json.JSONDecodeError as e:
+        raise UserError(f"{file}: not valid JSON: {e}") from None
+
+
+def result_of(run: Path) -> dict[str, Any] | None:
+    file = run / RESULT
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def start_or_go_on(run: Path, settings: config.Config) -> dict[str, Any]:
+    """The result of a run: read where it is done, from its newest checkpoint where there is one, else from the start.
+
+    Raises UserError where the folder holds a run of other settings.
+    """
+    from gsbench.train.loop import train
+
+    if not run.exists():
+        return train(settings, create(run, settings))
+    if settings_of(run) != settings:
+        raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
+    return result_of(run) or train(settings, run, resume=bool(checkpoint.checkpoints(run)))
