@@ -17,7 +17,10 @@ SECONDS = ("seconds", "examples_per_s", "peak_bytes", "epoch_s")  # what two equ
 
 
 class Log:
-    """Appends events to <run>/log.jsonl. On a resume, events after update `after` are cut off first."""
+    """Appends events to <run>/log.jsonl, each with the number of the update that it belongs to.
+
+    On a resume, events of updates after `after` are cut off first.
+    """
 
     def __init__(self, run: Path, after: int | None = None) -> None:
         file = run / LOG

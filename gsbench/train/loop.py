@@ -202,7 +202,7 @@ def _update(settings: config.Config, state: State, batches: list[encoders.Batch]
         optimizer.step()
     if rewires and state.rewirer is not None and isinstance(model.output, LinearOutput):
         told = state.rewirer.apply(state.update, *model.output.kept_gradients())
-        log.add("rewire", state.update, **{key: value for key, value in asdict(told).items() if key != "step"})
+        log.add("rewire", state.update + 1, **{key: value for key, value in asdict(told).items() if key != "step"})
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     state.update += 1
