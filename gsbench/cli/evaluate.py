@@ -30,15 +30,13 @@ def evaluate(
     """
     import numpy as np
 
-    from gsbench.train import methods
     from gsbench.train.evaluate import evaluate as measured
-    from gsbench.train.evaluate import halves, open_trained
+    from gsbench.train.evaluate import open_trained
     from gsbench.train.loop import pick_device
 
     trained = open_trained(checkpoint, data, pick_device(device))
-    known = methods.TrainingLabels(trained.data, halves(trained.data, trained.settings.data)[0])
     test, settings = trained.data.test, trained.settings
-    found = measured(trained.model, test, np.arange(test.rows), known, batch=batch, ks=(1, 3, 5, 10),
+    found = measured(trained.model, trained.data, test, np.arange(test.rows), batch=batch, ks=(1, 3, 5, 10),
                      precision=settings.training.precision, propensity=settings.data.propensity)  # fmt: skip
     if as_json:
         print(json.dumps({"update": trained.state["update"], "documents": test.rows, "metrics": found}, indent=1))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Optional[Path], typer.Argument(help="A configuration (TOML); with --grid a table of them.")] = None,  # noqa: UP045
+    config: Annotated[str, typer.Argument(help="A .toml file or a shipped name; with --grid a table of them.")] = "",
     grid: Annotated[bool, typer.Option("--grid", help="CONFIG is a grid: [base], [methods.NAME], seeds.")] = False,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its newest checkpoint.")] = None,  # noqa: UP045
     demo: Annotated[bool, typer.Option("--demo", help="20,000 synthetic labels, four methods, minutes on a CPU.")] = False,
@@ -24,9 +24,9 @@ def train(
 ) -> None:
     """Train an encoder with any of the output layers, and measure it on the test documents.
 
-    [bold]Example:[/] gsbench train wordnet.toml && gsbench evaluate runs/wordnet
+    [bold]Example:[/] gsbench data wordnet && gsbench train wordnet && gsbench evaluate runs/wordnet
     """
-    if [config is not None, resume is not None, demo].count(True) != 1 or (grid and config is None):
+    if [bool(config), resume is not None, demo].count(True) != 1 or (grid and not config):
         raise UserError("one of: CONFIG, --grid CONFIG, --resume RUN, --demo")
     try:
         if demo:
@@ -37,21 +37,22 @@ def train(
             if runs.result_of(resume) is not None:
                 raise UserError(f"{resume}: is trained to its end; its result is {resume / runs.RESULT}")
             loop.train(runs.settings_of(resume), resume, resume=True)
-        elif grid and config is not None:
+        elif grid:
+            from gsbench.train.config import find
             from gsbench.train.grid import load_grid
 
-            table = load_grid(config)
+            table = load_grid(find(config))
             _compare(table, out / table.name)
-        elif config is not None:
+        else:
             _one(config, out)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _one(file: Path, out: Path) -> None:
+def _one(name: str, out: Path) -> None:
     from gsbench.train import config, loop, runs
 
-    settings = config.load_config(file)
+    settings = config.load_config(config.find(name))
     run = runs.create(out / settings.name, settings)
     try:
         loop.train(settings, run)

@@ -25,7 +25,7 @@ GROUPED = ("group_shared", "head_tail")
 class Data(BaseModel):
     model_config = _STRICT
 
-    path: str = Field(description="a folder in any format of `gsbench data`; relative to the configuration's file")
+    path: str = Field(description="a folder in any format of `gsbench data`; relative to the current one")
     format: Literal["auto", "prepared", "xmc", "pair", "raw"] = "auto"
     validation: Share = Field(default=0.05, description="share of the training documents held out to choose by")
     validation_limit: Count = Field(default=5000, description="the most documents held out")
@@ -179,6 +179,21 @@ class Config(BaseModel):
         return self.encoder.dim - self.encoder.dim // 2 if self.output.private_features else self.encoder.dim
 
 
+def shipped(name: str) -> Path:
+    """The configuration of that name that comes with gsbench. Raises UserError that lists them."""
+    folder = Path(__file__).parent / "configs"
+    file = folder / f"{name}.toml"
+    if not file.exists():
+        known = ", ".join(sorted(found.stem for found in folder.glob("*.toml")))
+        raise UserError(f"unknown configuration {name!r}; known: {known}; or give the path of a .toml file")
+    return file
+
+
+def find(name: str) -> Path:
+    """A .toml file, or a shipped one by name."""
+    return Path(name) if name.endswith(".toml") or Path(name).exists() else shipped(name)
+
+
 def load_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where there is no such file, or it is no TOML."""
     try:
@@ -190,19 +205,19 @@ def load_toml(file: Path) -> dict[str, Any]:
 
 
 def load_config(file: Path) -> Config:
-    """The configuration of a file; data.path is relative to it. Raises UserError as `validate`."""
-    return validate(load_toml(file), str(file), file.parent)
+    """The configuration of a file. Raises UserError as `validate`."""
+    return validate(load_toml(file), str(file))
 
 
-def validate(data: dict[str, Any], source: str, base: Path | None = None) -> Config:
-    """Raises UserError: one line that names source, key, fault and, for an unknown key, the known ones."""
+def validate(data: dict[str, Any], source: str) -> Config:
+    """data.path is made absolute. Raises UserError: one line that names source, key, fault and, for an unknown key,
+    the known ones."""
     try:
         config = Config.model_validate(data)
     except ValidationError as e:
         raise UserError(f"{source}: " + "; ".join(_in_words(dict(error)) for error in e.errors()[:3])) from None
-    if base is None or Path(config.data.path).is_absolute():
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": str(base / config.data.path)})})
+    absolute = str(Path(config.data.path).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": absolute})})
 
 
 _TABLES: dict[str, type[BaseModel]] = {

@@ -52,11 +52,12 @@ def rank(
 
 
 def evaluate(
-    model: methods.Model, split: Split, rows: NDArray[np.int64], known: methods.TrainingLabels, *, batch: int,
-    precision: str = "fp32", propensity: str = "default", ks: tuple[int, ...] = KS,
+    model: methods.Model, data: DataSet, split: Split, rows: NDArray[np.int64], *, batch: int, precision: str = "fp32",
+    propensity: str = "default", ks: tuple[int, ...] = KS,
 ) -> dict[str, float]:  # fmt: skip
-    """Metrics on these documents, in percent; frequencies and propensities are those of the training data."""
-    metrics = Metrics(known.frequency, known.documents, ks=ks, propensity=propensity)
+    """Metrics on these documents, in percent; frequencies and propensities are those of all training documents, held-out
+    ones included, as is usual."""
+    metrics = Metrics(data.train.y.column_counts(), data.train.rows, ks=ks, propensity=propensity)
     for ranking in rank(model, split, rows, max(ks), batch=batch, precision=precision):
         metrics.add(ranking.labels, split.y.take(ranking.rows))
     return metrics.result()

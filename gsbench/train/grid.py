@@ -46,10 +46,11 @@ class Row:
 
 def load_grid(file: Path) -> Grid:
     """Raises UserError that names file, key and what is allowed."""
-    return grid_of(config.load_toml(file), str(file), file.parent)
+    return grid_of(config.load_toml(file), str(file))
 
 
-def grid_of(data: dict[str, Any], source: str, base: Path | None = None) -> Grid:
+def grid_of(data: dict[str, Any], source: str) -> Grid:
+    """As `load_grid`, of what a file would hold."""
     for key in data:
         if key not in _KEYS:
             raise UserError(f"{source}: unknown key {key!r}; known: {', '.join(_KEYS)}")
@@ -65,7 +66,7 @@ def grid_of(data: dict[str, Any], source: str, base: Path | None = None) -> Grid
     made = {}
     for method, changes in methods.items():
         merged = _merged(data.get("base", {}), {**changes, "name": method})
-        made[method] = config.validate(merged, f"{source} [methods.{method}]", base)
+        made[method] = config.validate(merged, f"{source} [methods.{method}]")
     return Grid(name, seeds, made)
 
 

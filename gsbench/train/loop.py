@@ -100,8 +100,8 @@ def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bo
             memory.reset_peak(device)
             screen = Screen(settings.name, updates, state.update, quiet)
             with screen, Log(run, state.update if resume else None) as log:
-                _epochs(settings, state, data, rows, held, known, updates, run, log, screen)
-                return _finish(settings, state, data, known, run, screen)
+                _epochs(settings, state, data, rows, held, updates, run, log, screen)
+                return _finish(settings, state, data, run, screen)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
             if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e):
                 raise
@@ -128,7 +128,7 @@ def new_state(
 
 def _epochs(
     settings: config.Config, state: State, data: DataSet, rows: NDArray[np.int64], held: NDArray[np.int64],
-    known: methods.TrainingLabels, updates: int, run: Path, log: Log, screen: Screen,
+    updates: int, run: Path, log: Log, screen: Screen,
 ) -> None:  # fmt: skip
     training, device = settings.training, next(state.model.encoder.parameters()).device
     precision: float | None = state.best
@@ -158,7 +158,7 @@ def _epochs(
         state.epoch, state.batch, state.loss, state.documents = state.epoch + 1, 0, 0.0, 0
         best = False
         if len(held) and (state.epoch % training.evaluate_every == 0 or state.epoch == training.epochs):
-            metrics = evaluate(state.model, data.train, held, known, batch=training.batch, precision=training.precision,
+            metrics = evaluate(state.model, data, data.train, held, batch=training.batch, precision=training.precision,
                                propensity=settings.data.propensity)  # fmt: skip
             precision = metrics[CHOOSE_BY]
             best = state.best is None or precision > state.best
@@ -232,14 +232,12 @@ def _save(settings: config.Config, state: State, data: DataSet, run: Path, *, be
     checkpoint.save(run, {**about, **state.saved()}, keep=settings.training.keep, best=best)
 
 
-def _finish(
-    settings: config.Config, state: State, data: DataSet, known: methods.TrainingLabels, run: Path, screen: Screen
-) -> dict[str, Any]:
+def _finish(settings: config.Config, state: State, data: DataSet, run: Path, screen: Screen) -> dict[str, Any]:
     """Metrics of the last weights on the test documents."""
     device = next(state.model.encoder.parameters()).device
     peak = memory.peak_bytes(device)
     test = np.arange(data.test.rows)
-    metrics = evaluate(state.model, data.test, test, known, batch=settings.training.batch,
+    metrics = evaluate(state.model, data, data.test, test, batch=settings.training.batch,
                        precision=settings.training.precision, propensity=settings.data.propensity)  # fmt: skip
     result = {
         "name": settings.name, "method": settings.output.method, "seed": settings.seed, "updates": state.update,

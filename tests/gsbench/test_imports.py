@@ -31,7 +31,8 @@ def test_the_command_line_starts_light():
      "report.verdicts", "report.gates", "cli.compare", "cli.gate", "cli.baseline",
      "selftest", "report.selftests", "cli.selftest", "measure.interleaved",
      "export.pytest_benchmark", "export.tables", "export.github_action", "cli.exchange", "checkout", "cli.against",
-     "pytest_plugin", "changepoints", "trend", "report.trends", "cli.trend"],
+     "pytest_plugin", "changepoints", "trend", "report.trends", "cli.trend",
+     "cli.train", "cli.evaluate", "cli.data", "train.config", "train.metrics", "train.data.sources", "train.data.wordnet"],
 )  # fmt: skip
 def test_the_harness_outside_of_the_worker_imports_no_torch(module):
     assert not loaded_after(f"import gsbench.{module}") & {"torch", "triton"}

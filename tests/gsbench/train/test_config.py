@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gsbench.errors import UserError
-from gsbench.train.config import load_config
+from gsbench.train.config import find, load_config
 from gsbench.train.grid import load_grid
 
 GOOD = """
@@ -29,7 +29,8 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
-def test_a_file_and_its_defaults(tmp_path: Path) -> None:
+def test_a_file_and_its_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     made = load_config(write(tmp_path, GOOD))
     assert made.data.path == str(tmp_path / "words")
     assert (made.encoder.dim, made.output_optimizer.lr, made.output_optimizer.momentum) == (768, 0.05, 0.9)
@@ -88,7 +89,15 @@ def test_what_a_fused_update_cannot_do(tmp_path: Path, line: str, message: str) 
         load_config(write(tmp_path, start + line))
 
 
+@pytest.mark.parametrize("name", ["wordnet", "wordnet-grid"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    read = load_grid if name.endswith("grid") else load_config
+    assert read(find(name)).name.startswith("wordnet")  # type: ignore[operator]
+
+
 def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown configuration 'words'; known: wordnet, wordnet-grid; or give the path"):
+        find("words")
     with pytest.raises(UserError, match=r"none.toml: no such configuration"):
         load_config(tmp_path / "none.toml")
 

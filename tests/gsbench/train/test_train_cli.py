@@ -40,7 +40,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data set and a trained run in runs/words."""
     folder = tmp_path_factory.mktemp("cli")
     wordnet.prepare(Path(__file__).parent / "wordnet", folder / "words")
-    (folder / "words.toml").write_text(CONFIG)
+    (folder / "words.toml").write_text(CONFIG.replace('"words", v', f'"{folder}/words", v'))
     done = ran("train", folder / "words.toml", "--out", folder / "runs")
     assert "epoch 12/12" in done.output
     assert "test: P@1" in done.output
@@ -138,6 +138,7 @@ output = { method = "group_shared", fan_in = 4, group_size = 8 }
 def test_a_grid_is_compared_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.data_folder(tmp_path)
     file, out = tmp_path / "grid.toml", tmp_path / "runs" / "table"
+    monkeypatch.chdir(tmp_path)
     file.write_text(GRID)
     train, started = loop.train, []
 
