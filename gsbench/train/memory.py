@@ -19,18 +19,18 @@ def modelled_bytes(settings: config.Config, features: int, labels: int) -> dict[
     """Bytes of the output layer with its gradients and optimizer's state, of the logits and of the encoder's same."""
     out, batch, dim = settings.output, settings.training.batch, settings.encoder.dim
     item = _LOGITS[out.weights]
-    head = round(out.head_share * labels)
+    head, head_dim = round(out.head_share * labels), dim // 2 if out.private_features else dim
     shape = Shape(batch, dim, labels, out.fan_in, 1)
     weights = {
         "dense": labels * dim, "chunked_dense": labels * dim,
         "bottleneck": shape.bottleneck_rank * (labels + dim),
         "fixed_fan_in": labels * out.fan_in, "group_shared": labels * out.fan_in,
-        "head_tail": head * dim + (labels - head) * out.fan_in,
+        "head_tail": head * head_dim + (labels - head) * out.fan_in,
     }[out.method]  # fmt: skip
     chunked = out.method == "chunked_dense"
     copies = 1 if chunked else 2 + _states(settings.output_optimizer)
-    indices = {"fixed_fan_in": labels, "group_shared": labels // out.group_size, "head_tail": labels // out.group_size}
-    lists = indices.get(out.method, 0) * out.fan_in * (2 if dim <= 2**15 else 4)
+    groups = {"fixed_fan_in": labels, "group_shared": labels // out.group_size, "head_tail": (labels - head) // out.group_size}
+    lists = groups.get(out.method, 0) * out.fan_in * (2 if dim <= 2**15 else 4)
     logits = batch * (min(labels, out.chunk_labels) * 8 if chunked else labels * _LOGITS[settings.training.precision])
     embedding = features * dim * 4 if settings.encoder.kind == "bag_of_words" else 0
     encoder = embedding * (2 + _states(settings.encoder_optimizer))
