@@ -29,8 +29,9 @@ def modelled_bytes(settings: config.Config, features: int, labels: int) -> dict[
     }[out.method]  # fmt: skip
     chunked = out.method == "chunked_dense"
     copies = 1 if chunked else 2 + _states(settings.output_optimizer)
-    groups = {"fixed_fan_in": labels, "group_shared": labels // out.group_size, "head_tail": (labels - head) // out.group_size}
-    lists = groups.get(out.method, 0) * out.fan_in * (2 if dim <= 2**15 else 4)
+    sharing = {"fixed_fan_in": 1, "group_shared": out.group_size, "head_tail": out.group_size}
+    rows = (labels - head if out.method == "head_tail" else labels) // sharing[out.method] if out.method in sharing else 0
+    lists = rows * out.fan_in * (2 if dim <= 2**15 else 4)
     logits = batch * (min(labels, out.chunk_labels) * 8 if chunked else labels * _LOGITS[settings.training.precision])
     embedding = features * dim * 4 if settings.encoder.kind == "bag_of_words" else 0
     encoder = embedding * (2 + _states(settings.encoder_optimizer))
