@@ -19,12 +19,12 @@ SECONDS = ("seconds", "examples_per_s", "peak_bytes", "epoch_s")  # what two equ
 class Log:
     """Appends events to <run>/log.jsonl, each with the number of the update that it belongs to.
 
-    On a resume, events of updates after `after` are cut off first.
+    Events of updates after `after`, which a killed run may have left, are cut off first.
     """
 
-    def __init__(self, run: Path, after: int | None = None) -> None:
+    def __init__(self, run: Path, after: int) -> None:
         file = run / LOG
-        if after is not None and file.exists():
+        if file.exists():
             kept = "".join(json.dumps(event) + "\n" for event in read_log(run) if event["update"] <= after)
             temporary = file.with_suffix(".new")
             temporary.write_text(kept)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsbench.errors import EXIT_FAILED, UserError
-from gsbench.train import checkpoint, config, encoders, memory, methods
+from gsbench.train import checkpoint, config, encoders, memory, methods, runs
 from gsbench.train.data.dataset import DataSet
 from gsbench.train.evaluate import autocast, evaluate, halves, open_data
 from gsbench.train.log import Log, Screen
@@ -77,7 +77,7 @@ class State:
 
 
 def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Train to the end, or from the newest checkpoint to the end, and return what result.json holds.
+    """Train to the end, from the newest checkpoint if `resume` finds one, and return what result.json holds.
 
     Raises UserError for data or settings that do not fit, memory that runs out (with the modelled figure), and a loss
     that is no longer finite (`Diverged`; the last good checkpoint stays).
@@ -87,7 +87,8 @@ def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bo
     rows, held = halves(data, settings.data)
     per_update = settings.training.batch * settings.training.accumulate
     updates = settings.training.epochs * math.ceil(len(rows) / per_update)
-    with deterministic(settings.deterministic):
+    resume = resume and bool(checkpoint.checkpoints(run))
+    with runs.locked(run), deterministic(settings.deterministic):
         try:
             torch.manual_seed(settings.seed)
             known = methods.TrainingLabels(data, rows)
@@ -99,7 +100,7 @@ def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bo
                 state.restore(file, saved)
             memory.reset_peak(device)
             screen = Screen(settings.name, updates, state.update, quiet)
-            with screen, Log(run, state.update if resume else None) as log:
+            with screen, Log(run, state.update) as log:
                 _epochs(settings, state, data, rows, held, updates, run, log, screen)
                 return _finish(settings, state, data, run, screen)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:

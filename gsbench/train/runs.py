@@ -1,25 +1,43 @@
-"""Run folders: made once, gone on with by --resume."""
+"""Run folders: made once, gone on with by --resume, trained by one process at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gsbench.errors import UserError
 from gsbench.train import checkpoint, config
+from gsbench.train.log import LOG
 
 CONFIG, RESULT = "config.json", "result.json"
 
 
 def create(run: Path, settings: config.Config) -> Path:
-    """Raises UserError where the folder exists."""
-    try:
-        run.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(f"{run}: exists already; go on with --resume {run}, or choose another --out") from None
+    """A folder to train in; one whose run ended before its first checkpoint is taken again.
+
+    Raises UserError where the folder holds anything else.
+    """
+    if run.exists() and (checkpoint.checkpoints(run) or not (run / CONFIG).exists()):
+        raise UserError(f"{run}: exists already; go on with --resume {run}, or choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / LOG).unlink(missing_ok=True)
     (run / CONFIG).write_text(json.dumps(settings.model_dump(mode="json"), indent=1) + "\n")
     return run
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Raises UserError where another process trains this run. A killed process leaves no lock behind."""
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run}: another gsbench is training this run; wait for it to end") from None
+        yield
 
 
 def settings_of(run: Path) -> config.Config:
@@ -49,4 +67,4 @@ def start_or_go_on(run: Path, settings: config.Config) -> dict[str, Any]:
         return train(settings, create(run, settings))
     if settings_of(run) != settings:
         raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
-    return result_of(run) or train(settings, run, resume=bool(checkpoint.checkpoints(run)))
+    return result_of(run) or train(settings, run, resume=True)

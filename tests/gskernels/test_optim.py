@@ -73,6 +73,7 @@ def test_the_mean_follows_fp32_with_momentum() -> None:
 
 
 def test_draws_depend_on_seed_step_and_place_alone() -> None:
+    """Among them, that no two steps round alike: a constant seed would add up its errors."""
     def run(
         steps: int, seed: int, state: dict[str, object] | None = None, start: Tensor = torch.ones(2, 40, 8)  # noqa: B008
     ) -> tuple[Tensor, SGD]:

@@ -224,7 +224,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 
 def test_sigkill_in_mid_epoch(data: Path, tmp_path: Path) -> None:
     """A process that is killed without warning, and another that goes on: the same curve, bit by bit."""
-    made = tiny.settings(data, "head-tail SET", training={"epochs": 40, "batch": 32, "log_every": 1, "checkpoint_every": 7})
+    made = tiny.settings(data, "head-tail SET", training={"epochs": 15, "batch": 32, "log_every": 1, "checkpoint_every": 7})
     text = f"""
 name = "tiny"
 device = "cpu"
@@ -234,7 +234,7 @@ encoder = {{ dim = 24, dropout = 0.1, std = 0.3 }}
 encoder_optimizer = {{ name = "adamw", lr = 0.01, warmup = 0.05 }}
 output = {{ method = "head_tail", private_features = true, fan_in = 8, group_size = 8 }}
 rewire = {{ grow = "random", interval = 3 }}
-training = {{ epochs = 40, batch = 32, log_every = 1, checkpoint_every = 7 }}
+training = {{ epochs = 15, batch = 32, log_every = 1, checkpoint_every = 7 }}
 """
     (tmp_path / "tiny.toml").write_text(text)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -252,6 +252,24 @@ training = {{ epochs = 40, batch = 32, log_every = 1, checkpoint_every = 7 }}
     assert runs.settings_of(run) == made
     trained(tmp_path / "whole", made)
     assert_same(tmp_path / "whole", run)
+
+
+def test_a_run_that_never_had_a_checkpoint_starts_again(data: Path, tmp_path: Path) -> None:
+    made = tiny.settings(data, training={"epochs": 1, "batch": 64})
+    run = runs.create(tmp_path / "run", made)
+    assert runs.create(run, made) == run
+    (run / "log.jsonl").write_text('{"kind": "step", "update": 1}\n{"kind": "st')
+    loop.train(made, run, resume=True, quiet=True)
+    assert [event["kind"] for event in read_log(run)] == ["epoch"]
+    with pytest.raises(UserError, match=r"run: exists already; go on with --resume"):
+        runs.create(run, made)
+
+
+def test_one_process_trains_a_run(data: Path, tmp_path: Path) -> None:
+    made = tiny.settings(data)
+    run = runs.create(tmp_path / "run", made)
+    with runs.locked(run), pytest.raises(UserError, match="another gsbench is training this run; wait for it to end"):
+        loop.train(made, run, quiet=True)
 
 
 # ---- what is kept, and what is refused ----------------------------------------------------------------------------

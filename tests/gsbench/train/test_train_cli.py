@@ -151,7 +151,7 @@ def test_a_grid_is_compared_and_gone_on_with(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(loop, "train", counted)
     assert ran("train", file, "--grid", "--out", tmp_path / "runs").exit_code == 130
     done = ran("train", file, "--grid", "--out", tmp_path / "runs")
-    assert started == [("dense-0", False), ("dense-1", False), ("shared-0", False), ("shared-0", False), ("shared-1", False)]
+    assert started == [("dense-0", False), ("dense-1", False), ("shared-0", False), ("shared-0", True), ("shared-1", False)]
     assert "shared" in done.output
     table = json.loads((out / "comparison.json").read_text())
     assert [row["seeds"] for row in table["rows"]] == [2, 2]
