@@ -99,6 +99,21 @@ def test_label_features_sum_the_documents_of_a_label() -> None:
     np.testing.assert_allclose(grouping.label_features(x, y).toarray(), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="features have 3 rows, targets 2"):
         grouping.label_features(x, y[:2])
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        grouping.label_features(x, y, keep=0)
+
+
+def test_only_the_largest_features_of_a_label_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    x = sparse.random_array((60, 40), density=0.3, rng=draw, format="csr")
+    y = sparse.random_array((60, 25), density=0.2, rng=draw, format="csr")
+    y.data[:] = 1
+    whole = (y.T @ x).toarray()
+    whole[np.argsort(np.argsort(-np.abs(whole), axis=1, kind="stable"), axis=1) >= 5] = 0
+    whole /= np.linalg.norm(whole, axis=1, keepdims=True).clip(min=1e-30)
+    np.testing.assert_allclose(grouping.label_features(x, y, keep=5).toarray(), whole, rtol=1e-5)
+    monkeypatch.setattr(semantic, "LABELS", 4)
+    np.testing.assert_allclose(grouping.label_features(x, y, keep=5).toarray(), whole, rtol=1e-5)
 
 
 def test_frequency_and_random() -> None:
