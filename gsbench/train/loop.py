@@ -52,8 +52,12 @@ class State:
     documents: int = 0  # of this epoch so far
     best: float | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.encoder.parameters()).device
+
     def saved(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             **{name: getattr(self, name) for name in _PROGRESS},
             "model": {name: part.state_dict() for name, part in self.model.modules().items()},
@@ -72,8 +76,8 @@ class State:
         for name in _PROGRESS:
             setattr(self, name, saved[name])
         torch.set_rng_state(saved["random"]["cpu"])
-        if saved["random"]["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["random"]["cuda"])
+        if saved["random"]["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
 
 
 def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _epochs(
     settings: config.Config, state: State, data: DataSet, rows: NDArray[np.int64], held: NDArray[np.int64],
     updates: int, run: Path, log: Log, screen: Screen,
 ) -> None:  # fmt: skip
-    training, device = settings.training, next(state.model.encoder.parameters()).device
+    training, device = settings.training, state.device
     precision: float | None = state.best
     while state.epoch < training.epochs:
         began, before = time.perf_counter(), state.documents
@@ -235,7 +239,7 @@ def _save(settings: config.Config, state: State, data: DataSet, run: Path, *, be
 
 def _finish(settings: config.Config, state: State, data: DataSet, run: Path, screen: Screen) -> dict[str, Any]:
     """Metrics of the last weights on the test documents."""
-    device = next(state.model.encoder.parameters()).device
+    device = state.device
     peak = memory.peak_bytes(device)
     test = np.arange(data.test.rows)
     metrics = evaluate(state.model, data, data.test, test, batch=settings.training.batch,
