@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from gsbench.cli import app
@@ -28,7 +27,7 @@ training = { epochs = 12, batch = 32 }
 """
 
 
-def ran(*words: object, input_: str | None = None) -> Result:
+def ran(*words: object, input_: str | None = None) -> Any:
     done = CliRunner().invoke(app, [str(word) for word in words], input=input_)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
