@@ -132,7 +132,7 @@ def load_suite(name: str, device: str, overrides: list[str] | None = None) -> tu
     if not isinstance(scaled, dict):
         raise UserError(f"{file}: cpu: must be a table of overrides")
     validate(data, str(file))  # a fault anywhere shows on every machine
-    on_cpu = _merged(data, scaled)
+    on_cpu = merged(data, scaled)
     validate(on_cpu, f"{file} [cpu]")
     if device == "cpu":
         data = on_cpu
@@ -201,12 +201,13 @@ def _in_words(error: dict[str, Any]) -> str:
     )
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what `over` says, table by table."""
+    result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merged(base[key], value) if both else value
-    return merged
+        result[key] = merged(base[key], value) if both else value
+    return result
 
 
 _LISTS = {"passes": PASSES, "dtypes": FLOATS, "patterns": PATTERNS, "modes": MODES}

@@ -197,11 +197,12 @@ def find(name: str) -> Path:
 def load_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where there is no such file, or it is no TOML."""
     try:
-        return tomllib.loads(file.read_text())
+        table: dict[str, Any] = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
         raise UserError(f"{file}: not a TOML file: {e}") from None
+    return table
 
 
 def load_config(file: Path) -> Config:

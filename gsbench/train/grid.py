@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gsbench.errors import UserError
+from gsbench.suite import merged
 from gsbench.train import config, runs
 from gsbench.train.log import read_log
 
@@ -65,8 +66,8 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
         raise UserError(f"{source}: needs a table [methods.NAME] for each method")
     made = {}
     for method, changes in methods.items():
-        merged = _merged(data.get("base", {}), {**changes, "name": method})
-        made[method] = config.validate(merged, f"{source} [methods.{method}]")
+        whole = merged(data.get("base", {}), {**changes, "name": method})
+        made[method] = config.validate(whole, f"{source} [methods.{method}]")
     return Grid(name, seeds, made)
 
 
@@ -150,11 +151,3 @@ def _plot(rows: list[Row], file: Path) -> None:
     axes[2].legend(fontsize="small")
     figure.savefig(file, dpi=120, metadata={"Software": None})
     plt.close(figure)
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merged(base[key], value) if both else value
-    return merged

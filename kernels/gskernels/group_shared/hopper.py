@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from gskernels.cuda.launch import TensorMap, kernel, tensor_map
+from gskernels.group_shared import portable
+from gskernels.group_shared.portable import Machine
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
@@ -24,14 +26,6 @@ ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan depends on: multiprocessors, and the shared memory (bytes) that one block may have."""
-
-    processors: int
-    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,7 @@ class Plan:
 @functools.cache
 def machine(device_index: int) -> Machine | None:
     """None for what is not Hopper."""
-    if torch.cuda.get_device_capability(device_index) != (9, 0):
-        return None
-    properties = torch.cuda.get_device_properties(device_index)
-    return Machine(properties.multi_processor_count, properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+    return portable.machine(device_index) if torch.cuda.get_device_capability(device_index) == (9, 0) else None
 
 
 # ---- plans ------------------------------------------------------------------------------------------------------

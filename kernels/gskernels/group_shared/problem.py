@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from gskernels.layer import Layer
+
+P = TypeVar("P", bound="Problem")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Problem:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, batch: int, layer: Layer) -> Problem:
+    def of(cls: type[P], batch: int, layer: Layer) -> P:
         """Raises ValueError for a layer without a topology."""
         topology = layer.sparse
         return cls(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size, layer.weight.dtype)

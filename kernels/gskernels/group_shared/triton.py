@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
+from gskernels.group_shared import problem
 from gskernels.group_shared.triton_kernels import (
     forward_kernel,
     gradients_kernel,
@@ -39,20 +40,8 @@ COPIED_NUMBERS = 1 << 21
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(problem.Problem):
     """The sizes that decide tiles and grids."""
-
-    batch: int
-    dim: int
-    labels: int
-    fan_in: int
-    group_size: int
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, batch: int, layer: Layer) -> Problem:
-        topology = layer.sparse
-        return cls(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size, layer.weight.dtype)
 
     @property
     def block_g(self) -> int:
