@@ -79,7 +79,7 @@ def run_grid(grid: Grid, out: Path) -> list[Row]:
         for seed in grid.seeds:
             name = f"{method}-{seed}"
             run = out / name
-            results.append(runs.start_or_go_on(run, settings.model_copy(update={"seed": seed, "name": name})))
+            results.append(_trained(run, settings.model_copy(update={"seed": seed, "name": name})))
             times += [e["epoch_s"] for e in read_log(run) if e["kind"] == "epoch" and e["epoch_s"] is not None]
         metrics = {key: interval([r["test"][key] for r in results]) for key in results[0]["test"]}
         peak = max(r["peak_bytes"] for r in results)
@@ -151,3 +151,17 @@ def _plot(rows: list[Row], file: Path) -> None:
     axes[2].legend(fontsize="small")
     figure.savefig(file, dpi=120, metadata={"Software": None})
     plt.close(figure)
+
+
+def _trained(run: Path, settings: config.Config) -> dict[str, Any]:
+    """The result of a run: read where it is done, from its newest checkpoint where there is one, else from the start.
+
+    Raises UserError where the folder holds a run of other settings.
+    """
+    from gsbench.train.loop import train
+
+    if not run.exists():
+        return train(settings, runs.create(run, settings))
+    if runs.settings_of(run) != settings:
+        raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
+    return runs.result_of(run) or train(settings, run, resume=True)

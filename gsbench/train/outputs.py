@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ _LOSSES = {"cross_entropy": binary_cross_entropy, "squared_hinge": squared_hinge
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Output(nn.Module):
+class Output(nn.Module, ABC):
     """Every method's output layer.
 
     - loss(hidden, batch): summed over documents and labels; differentiable in hidden and the parameters
@@ -27,11 +28,11 @@ class Output(nn.Module):
 
     labels: int
 
-    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, hidden: Tensor, batch: Batch) -> Tensor: ...
 
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
 
 class LinearOutput(Output):

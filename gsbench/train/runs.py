@@ -54,17 +54,3 @@ def settings_of(run: Path) -> config.Config:
 def result_of(run: Path) -> dict[str, Any] | None:
     file = run / RESULT
     return json.loads(file.read_text()) if file.exists() else None
-
-
-def start_or_go_on(run: Path, settings: config.Config) -> dict[str, Any]:
-    """The result of a run: read where it is done, from its newest checkpoint where there is one, else from the start.
-
-    Raises UserError where the folder holds a run of other settings.
-    """
-    from gsbench.train.loop import train
-
-    if not run.exists():
-        return train(settings, create(run, settings))
-    if settings_of(run) != settings:
-        raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
-    return result_of(run) or train(settings, run, resume=True)

@@ -31,23 +31,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.data_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def trained(run: Path, made: config.Config) -> dict[str, Any]:
-    return loop.train(made, runs.create(run, made), quiet=True)
-
-
 def curve(run: Path) -> list[dict[str, Any]]:
     """The log less what the clock decides."""
     return [{key: value for key, value in event.items() if key not in SECONDS} for event in read_log(run)]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state = checkpoint.load(checkpoint.newest(run))
-    return {f"{part}.{key}": t for part, named in state["model"].items() for key, t in named.items() if torch.is_tensor(t)}
-
-
 def assert_same(one: Path, other: Path) -> None:
     assert curve(one) == curve(other)
-    mine, theirs = weights(one), weights(other)
+    mine, theirs = tiny.weights(one), tiny.weights(other)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
     results = [json.loads((run / "result.json").read_text()) | {"peak_bytes": 0} for run in (one, other)]
@@ -60,7 +51,7 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("system", tiny.SYSTEMS)
 def test_every_system_learns(system: str, data: Path, tmp_path: Path) -> None:
     made = tiny.settings(data, system, training={"epochs": 12, "batch": 32, "log_every": 1, "keep": 2})
-    result = trained(tmp_path / "run", made)
+    result = tiny.trained(tmp_path / "run", made)
     events = read_log(tmp_path / "run")
     losses = [event["loss"] for event in events if event["kind"] == "epoch"]
     assert losses[-1] < 0.75 * losses[0]
@@ -84,7 +75,7 @@ def test_every_system_learns(system: str, data: Path, tmp_path: Path) -> None:
 def test_sparse_layers_read_distinct_inputs_to_the_end(data: Path, tmp_path: Path) -> None:
     """Fault 1, through the whole programme."""
     for system in ("group-shared RigL", "head-tail SET", "fixed fan-in SET"):
-        trained(tmp_path / system, tiny.settings(data, system))
+        tiny.trained(tmp_path / system, tiny.settings(data, system))
         output = evaluate.open_trained(tmp_path / system).model.output
         assert isinstance(output, LinearOutput)
         assert int(output.sparse.indices.long().sort(1).values.diff(dim=1).min()) > 0
@@ -115,7 +106,7 @@ def test_accumulated_batches_are_one_update(data: Path, tmp_path: Path) -> None:
     options = {"encoder": {"dim": 24, "dropout": 0.0}}
     small = tiny.settings(data, training={"epochs": 1, "batch": 16, "accumulate": 4, "log_every": 1}, **options)
     large = tiny.settings(data, training={"epochs": 1, "batch": 64, "log_every": 1}, **options)
-    a, b = trained(tmp_path / "a", small), trained(tmp_path / "b", large)
+    a, b = tiny.trained(tmp_path / "a", small), tiny.trained(tmp_path / "b", large)
     assert a["updates"] == b["updates"]
     losses = [[e["loss"] for e in read_log(tmp_path / run) if e["kind"] == "step"] for run in "ab"]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -134,7 +125,7 @@ def test_learning_rates_rise_and_fall() -> None:
 def test_bf16_activations(data: Path, tmp_path: Path) -> None:
     for system in ("dense", "head-tail SET", "chunked dense"):
         made = tiny.settings(data, system, training={"epochs": 1, "batch": 32, "precision": "bf16"})
-        assert np.isfinite(trained(tmp_path / system, made)["test"]["P@1"])
+        assert np.isfinite(tiny.trained(tmp_path / system, made)["test"]["P@1"])
 
 
 def test_residual_blocks_clipping_and_squared_hinge(data: Path, tmp_path: Path) -> None:
@@ -143,7 +134,7 @@ def test_residual_blocks_clipping_and_squared_hinge(data: Path, tmp_path: Path) 
         encoder_optimizer={"name": "adam", "lr": 1e-3, "clip": 1.0},
         output_optimizer={"name": "sgd", "lr": 1e-3, "clip": 5.0},
     )  # fmt: skip
-    trained(tmp_path / "run", made)
+    tiny.trained(tmp_path / "run", made)
     losses = [e["loss"] for e in read_log(tmp_path / "run") if e["kind"] == "epoch"]
     assert losses[1] < losses[0]
 
@@ -154,7 +145,7 @@ def test_residual_blocks_clipping_and_squared_hinge(data: Path, tmp_path: Path) 
 def test_every_system_on_a_gpu(system: str, precision: str, data: Path, tmp_path: Path) -> None:
     training = {"epochs": 12, "batch": 32, "precision": precision}
     made = tiny.settings(data, system, device="cuda", deterministic=False, training=training)
-    result = trained(tmp_path / "run", made)
+    result = tiny.trained(tmp_path / "run", made)
     losses = [event["loss"] for event in read_log(tmp_path / "run") if event["kind"] == "epoch"]
     assert losses[-1] < 0.75 * losses[0]
     assert result["peak_bytes"] > 0
@@ -221,7 +212,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 ) -> None:
     made = tiny.settings(data, system, training={"epochs": 2, "batch": 32, "log_every": 1, "checkpoint_every": 5})
     if not (data.parent / system).exists():
-        trained(data.parent / system, made)
+        tiny.trained(data.parent / system, made)
     update = loop._update
 
     def killed(settings: Any, state: loop.State, *rest: Any) -> float:
@@ -231,7 +222,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
 
     monkeypatch.setattr(loop, "_update", killed)
     with pytest.raises(Killed):
-        trained(tmp_path / "run", made)
+        tiny.trained(tmp_path / "run", made)
     monkeypatch.setattr(loop, "_update", update)
     torch.manual_seed(99)  # whatever the process did meanwhile
     loop.train(runs.settings_of(tmp_path / "run"), tmp_path / "run", resume=True, quiet=True)
@@ -266,7 +257,7 @@ training = {{ epochs = 15, batch = 32, log_every = 1, checkpoint_every = 7 }}
     assert checkpoint.checkpoints(run)
     subprocess.run([*command[:4], "--resume", str(run)], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert runs.settings_of(run) == made
-    trained(tmp_path / "whole", made)
+    tiny.trained(tmp_path / "whole", made)
     assert_same(tmp_path / "whole", run)
 
 
@@ -286,141 +277,3 @@ def test_one_process_trains_a_run(data: Path, tmp_path: Path) -> None:
     run = runs.create(tmp_path / "run", made)
     with runs.locked(run), pytest.raises(UserError, match="another gsbench is training this run; wait for it to end"):
         loop.train(made, run, quiet=True)
-
-
-# ---- what is kept, and what is refused ----------------------------------------------------------------------------
-
-
-def test_newest_and_best_are_kept(data: Path, tmp_path: Path) -> None:
-    made = tiny.settings(data, training={"epochs": 4, "batch": 32, "keep": 2})
-    trained(tmp_path / "run", made)
-    events = [e for e in read_log(tmp_path / "run") if e["kind"] == "epoch"]
-    names = [file.name for file in checkpoint.checkpoints(tmp_path / "run")]
-    assert names == [f"{event['update']:08d}.pt" for event in events[-2:]]
-    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
-    assert best["best"] == max(event["P@1"] for event in events)
-    assert best["update"] == next(e["update"] for e in events if e["P@1"] == best["best"])
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.new"))
-
-
-@pytest.fixture(scope="module")
-def run(data: Path) -> Path:
-    trained(data.parent / "kept", tiny.settings(data))
-    return data.parent / "kept"
-
-
-def test_a_checkpoint_of_other_data(run: Path, tmp_path: Path) -> None:
-    synthetic.prepare(tmp_path / "more", 400, documents=640, features=400)
-    synthetic.prepare(tmp_path / "other", tiny.LABELS, documents=640, features=400, seed=5)
-    with pytest.raises(UserError, match=rf"was trained on {tiny.LABELS} labels, but .*more has 400"):
-        evaluate.open_trained(run, tmp_path / "more")
-    with pytest.raises(UserError, match=r"was trained on another data set \(\w+\) than .*other \(\w+\)"):
-        evaluate.open_trained(run, tmp_path / "other")
-
-
-def test_checkpoints_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
-    good = checkpoint.newest(run).read_bytes()
-    file = tmp_path / "bad.pt"
-    for damage in (b"", b"nothing", good[: len(good) // 2], good[:1000] + bytes(1000) + good[2000:]):
-        file.write_bytes(damage)
-        with pytest.raises(UserError, match=r"bad.pt: (damaged, or not a checkpoint|does not fit)"):
-            evaluate.open_trained(file)
-    torch.save({"weights": 1}, file)
-    with pytest.raises(UserError, match=r"bad.pt: not a checkpoint of gsbench"):
-        checkpoint.load(file)
-    torch.save({"schema": 99}, file)
-    with pytest.raises(UserError, match=r"bad.pt: schema 99 is newer than this gsbench reads \(1\); upgrade gsbench"):
-        checkpoint.load(file)
-    with pytest.raises(UserError, match=r"none.pt: no such checkpoint or run"):
-        checkpoint.find(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
-        checkpoint.find(tmp_path)
-
-
-def test_a_checkpoint_that_does_not_fit_its_configuration(run: Path, tmp_path: Path) -> None:
-    state = checkpoint.load(checkpoint.newest(run))
-    state["config"]["encoder"]["dim"] = 20
-    torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other.pt: does not fit the encoder: size mismatch for bias"):
-        evaluate.open_trained(tmp_path / "other.pt")
-
-
-def test_a_full_disk_leaves_the_earlier_ones(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, {"update": 1}, keep=2, best=False)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"00000002.pt: cannot write the checkpoint: .*No space left.* are whole"):
-        checkpoint.save(tmp_path, {"update": 2}, keep=2, best=False)
-    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["00000001.pt"]
-
-
-@pytest.mark.parametrize(
-    ("part", "name", "message"),
-    [
-        ("encoder", "embedding.weight", "the first tensor that is not finite is encoder.embedding.weight"),
-        ("output", "layer.weight", "the first tensor that is not finite is output.layer.weight"),
-    ],
-)
-def test_a_loss_that_is_nan_stops_the_run(
-    part: str, name: str, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = tiny.settings(data, training={"epochs": 2, "batch": 32, "checkpoint_every": 5})
-    update = loop._update
-
-    def poisoned(settings: Any, state: loop.State, *rest: Any) -> float:
-        if state.update == 8:
-            dict(state.model.modules()[part].named_parameters())[name].data[0:3] = torch.nan
-            state.model.encoder.dropout = 0.0
-        return update(settings, state, *rest)
-
-    monkeypatch.setattr(loop, "_update", poisoned)
-    with pytest.raises(loop.Diverged, match=rf"update (9|1\d): the loss is nan; {message}") as e:
-        trained(tmp_path / "run", made)
-    assert e.value.exit_code == 1
-    assert checkpoint.newest(tmp_path / "run").name == "00000005.pt"
-    assert all(bool(t.isfinite().all()) for t in weights(tmp_path / "run").values())
-
-
-def test_weights_that_are_not_finite_are_not_kept(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = tiny.settings(data, training={"epochs": 1, "batch": 32, "checkpoint_every": 5})
-    update = loop._update
-
-    def poisoned(settings: Any, state: loop.State, *rest: Any) -> float:
-        loss = update(settings, state, *rest)
-        if state.update == 10:
-            next(state.model.output.parameters()).data[0] = torch.inf
-        return loss
-
-    monkeypatch.setattr(loop, "_update", poisoned)
-    with pytest.raises(loop.Diverged, match=r"update 10: output.layer.weight is not finite; the last good"):
-        trained(tmp_path / "run", made)
-    assert checkpoint.newest(tmp_path / "run").name == "00000005.pt"
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("[enforce] can't allocate memory: 9 bytes")])
-def test_out_of_memory_says_what_to_change(
-    error: Exception, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exhausted(*_: object) -> float:
-        raise error
-
-    monkeypatch.setattr(loop, "_update", exhausted)
-    with pytest.raises(UserError, match=r"out of memory on cpu; modelled: output layer .* GiB, logits .* GiB, .*; ") as e:
-        trained(tmp_path / "run", tiny.settings(data))
-    assert "\n" not in str(e.value)
-
-
-def test_a_device_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    with pytest.raises(UserError, match=r"device = 'cuda:3': torch sees no CUDA device here; allowed are auto, cpu"):
-        trained(tmp_path / "run", tiny.settings(data, device="cuda:3"))
-
-
-def test_groups_larger_than_the_label_set(data: Path, tmp_path: Path) -> None:
-    made = tiny.settings(data, output={"method": "group_shared", "fan_in": 8, "group_size": 400})
-    with pytest.raises(UserError, match=r"output.group_size = 400 exceeds the labels of the sparse layer"):
-        trained(tmp_path / "run", made)

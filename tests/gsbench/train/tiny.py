@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsbench.train import config
+import torch
+
+from gsbench.train import checkpoint, config, loop, runs
 from gsbench.train.data import synthetic
 
 LABELS = 320
@@ -54,3 +56,14 @@ def settings(folder: Path, system: str = "dense", **changes: Any) -> config.Conf
         **SYSTEMS[system], **changes,
     }  # fmt: skip
     return config.validate(made, "the test")
+
+
+def trained(run: Path, made: config.Config) -> dict[str, Any]:
+    """Train in a new folder; what result.json holds."""
+    return loop.train(made, runs.create(run, made), quiet=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of the newest checkpoint, by part and name."""
+    state = checkpoint.load(checkpoint.newest(run))
+    return {f"{part}.{key}": t for part, named in state["model"].items() for key, t in named.items() if torch.is_tensor(t)}
