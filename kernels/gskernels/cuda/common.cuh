@@ -27,10 +27,6 @@ template <> DEVICE fp16 from_float<fp16>(float v) { return __float2half_rn(v); }
 template <> DEVICE bf16 from_float<bf16>(float v) { return __float2bfloat16_rn(v); }
 
 // Two neighbouring 16-bit numbers of one 32-bit word, the one at the lower address first.
-template <class T> DEVICE float2 unpack(u32 v);
-template <> DEVICE float2 unpack<fp16>(u32 v) { return __half22float2(*reinterpret_cast<__half2*>(&v)); }
-template <> DEVICE float2 unpack<bf16>(u32 v) { return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xFFFF0000u)); }
-
 template <class T> DEVICE u32 pack(float low, float high);
 template <> DEVICE u32 pack<fp16>(float low, float high) {
   __half2 v = __floats2half2_rn(low, high);
@@ -41,13 +37,8 @@ template <> DEVICE u32 pack<bf16>(float low, float high) {
   return *reinterpret_cast<u32*>(&v);
 }
 
-// ---- global memory: what is read or written once should not push anything out of the caches ----
+// ---- global memory: what is written once should not push anything out of the caches ----
 
-DEVICE uint4 load_once(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
 DEVICE void store_once(void* p, uint4 v) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
