@@ -26,17 +26,22 @@ ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
+TILE_BYTES = 8192 + 16  # of dY in grad_input: 64 labels of 64 rows, two barriers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid."""
+    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid.
+
+    stages: of the rings whose length the kernel takes as an argument.
+    """
 
     macros: Mapping[str, int | str]
     threads: int
     shared_bytes: int
     slices: int
     blocks: int
+    stages: tuple[int, ...] = ()
 
 
 @functools.cache
@@ -83,23 +88,26 @@ def forward_plan(problem: Problem, gpu: Machine, bias: bool = False) -> Plan | N
 
 
 def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
-    """Sums of 64 rows in shared memory, and as many stages of weights as fit beside them."""
-    macros = common_macros(problem, 128)
-    if macros is None or problem.labels % 8:  # pieces of dY of 16 bytes
+    """Sums of 64 rows in shared memory; the rest is for stages of dY, two if there is room, and of W."""
+    macros = common_macros(problem, 128 if problem.fan_in == 64 else 64)
+    if macros is None or problem.labels % 8:  # the copy engine wants rows of dY that begin on 16 bytes
         return None
-    labels = 16 if problem.group_size == 16 else 32  # of a stage
-    sums = problem.dim * 256
-    stages = min(16, (gpu.shared_bytes - RESERVED - sums) // stage_bytes(labels) // 2 * 2)
+    labels = max(TILE, int(macros["G"]))  # of what a block takes at once
+    sums, stage = cdiv(problem.dim * 256, 1024) * 1024, stage_bytes(int(macros["G"]))
+    room = gpu.shared_bytes - RESERVED - sums
+    tile_stages = max(1, min(4, room // (4 * TILE_BYTES) * 2))
+    stages = min(16, (room - tile_stages * TILE_BYTES) // stage)
     if stages < 2:
         return None
     slices = cdiv(problem.batch, 64)
-    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, 2 * max(64, int(macros["G"])))))
-    return Plan(macros, 384, sums + stages * stage_bytes(labels), slices, slices * parts)
+    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, labels)))
+    shared = sums + tile_stages * TILE_BYTES + stages * stage
+    return Plan(macros, 320, shared, slices, slices * parts, (tile_stages, stages))
 
 
-def stage_bytes(labels: int) -> int:
-    """Of grad_input: weights of that many labels and 64 inputs, addresses of 64 sums, two barriers."""
-    return labels * 128 + 128 + 16
+def stage_bytes(group: int) -> int:
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs, a list of these, two barriers."""
+    return min(group, 32) * 128 + 128 + 16
 
 
 def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
@@ -115,7 +123,7 @@ def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
 
 def plan_of(problem: Problem, pass_: str, gpu: Machine) -> Plan | None:
     if pass_ == BACKWARD:  # one kernel after the other; where groups are large, one that reads dY once is faster
-        return grad_input_plan(problem, gpu) if problem.group_size <= 64 else None
+        return grad_input_plan(problem, gpu) if problem.group_size <= 32 else None
     plans = {FORWARD: forward_plan, GRAD_INPUT: grad_input_plan, GRAD_WEIGHT: grad_weight_plan}
     return plans[pass_](problem, gpu)
 
@@ -162,16 +170,13 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """grad_out [B, L] -> dx [B, D], in an order fixed by the shape and the GPU model."""
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
-    device, lane = grad_out.get_device(), 4 if problem.group_size == 16 else 8  # labels of a lane
-    stages = (plan.shared_bytes - problem.dim * 256) // stage_bytes(4 * lane)
-    row = problem.fan_in * 2
+    device, group = grad_out.get_device(), int(plan.macros["G"])
     weights = tensor_map(
-        layer.weight, (problem.fan_in, 2, 4, lane // 2, max(1, problem.labels // (4 * lane))),
-        (row, lane * row, 2 * row, 4 * lane * row), (64, 2, 4, lane // 2, 1), 128,
+        layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, min(group, 32)), 128
     )  # fmt: skip
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, layer.weight, grad_out, _lists(layer), partial, problem.batch, problem.dim, problem.labels,
-            plan.slices, stages)  # fmt: skip
+    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.batch, problem.dim, problem.labels,
+            plan.slices, *plan.stages)  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)
