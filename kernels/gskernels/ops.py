@@ -15,22 +15,31 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gskernels import dispatch
+from gskernels.dispatch import DETERMINISTIC, Choice
 from gskernels.layer import Layer
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, IMPLEMENTATIONS, Implementation, Shape, find
+from gskernels.table import (
+    ALL_PASSES,
+    BACKWARD,
+    FORWARD,
+    GRAD_INPUT,
+    GRAD_WEIGHT,
+    IMPLEMENTATIONS,
+    Implementation,
+    Shape,
+    find,
+)
 from gskernels.topology import GroupTopology
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# The first that supports forward and both gradients is the default of (type of device, whether labels share lists).
+# The default of (type of device, whether labels share lists): `AUTO`, or the first that supports every pass.
+AUTO, AUTO_DETERMINISTIC = "auto", "auto_deterministic"  # decided by `dispatch` when an operator runs, a pass at a time
 PREFERENCE = {
-    ("cuda", True): ("group_shared/triton", "group_shared/torch"),
+    ("cuda", True): (AUTO,),
     ("cuda", False): ("fixed_fan_in/cuda", "fixed_fan_in/triton", "fixed_fan_in/gather"),
     ("cpu", True): ("group_shared/torch",),
     ("cpu", False): ("fixed_fan_in/csr", "fixed_fan_in/embedding_bag"),
 }
-# Whose grad_input sums in no fixed order, and who does the same work in a fixed one.
-DETERMINISTIC = {
-    "group_shared/triton": "group_shared/triton_deterministic", "group_shared/cuda": "group_shared/cuda_deterministic",
-}  # fmt: skip
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)
 
 
@@ -51,6 +60,16 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def implementation_for(name: str, pass_: str, operand: Tensor, layer: Layer) -> Implementation:
+    """The implementation of that name; for `AUTO` the one that `dispatch` picks. operand: x or grad_out of the pass."""
+    if name not in (AUTO, AUTO_DETERMINISTIC):
+        return find(name)
+    sizes = layer.sparse
+    shape = Shape(operand.shape[0], sizes.dim, sizes.labels, sizes.fan_in, sizes.group_size)
+    dtype, deterministic = DTYPES[operand.dtype], name == AUTO_DETERMINISTIC
+    return find(dispatch.on_device(pass_, shape, dtype, operand.get_device(), deterministic).implementation)
+
+
 @torch.library.custom_op(
     "gskernels::forward",
     mutates_args=(),
@@ -61,9 +80,10 @@ def _forward(
     x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group_size: int, implementation: str,
     backward_implementation: str,
 ) -> Tensor:  # fmt: skip
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, bias, dim, group_size)
+    chosen = implementation_for(implementation, FORWARD, x, layer)
     with without_autocast(x):
-        y: Tensor = chosen.load().forward(x, layer_of(weight, indices, bias, dim, group_size), **chosen.options)
+        y: Tensor = chosen.load().forward(x, layer, **chosen.options)
     return y
 
 
@@ -76,9 +96,9 @@ def _forward(
 def _grad_input(
     grad_out: Tensor, weight: Tensor, indices: Tensor, dim: int, group_size: int, implementation: str
 ) -> Tensor:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, dim, group_size)
+    chosen = implementation_for(implementation, GRAD_INPUT, grad_out, layer)
     with without_autocast(grad_out):
-        layer = layer_of(weight, indices, None, dim, group_size)
         dx: Tensor = chosen.load().grad_input(grad_out, layer, **chosen.options)
     return dx
 
@@ -92,9 +112,9 @@ def _grad_input(
 def _grad_weight(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> Tensor:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, x.shape[1], group_size)
+    chosen = implementation_for(implementation, GRAD_WEIGHT, x, layer)
     with without_autocast(x):
-        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dw: Tensor = chosen.load().grad_weight(grad_out, x, layer, **chosen.options)
     return dw
 
@@ -108,9 +128,9 @@ def _grad_weight(
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, x.shape[1], group_size)
+    chosen = implementation_for(implementation, BACKWARD, x, layer)
     with without_autocast(x):
-        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dx, dw = chosen.load().backward(grad_out, x, layer, **chosen.options)
     return dx, dw
 
@@ -163,8 +183,10 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def choose(shape: Shape, dtype: str, device: str, implementation: str | None) -> str:
-    """The name of the implementation. Raises ValueError where the named one, or every default, cannot run."""
-    passes = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+    """The name that an operator is given: the named implementation, or the default. `AUTO` leaves it to `dispatch`.
+
+    Raises ValueError where the named one, or every default, cannot run.
+    """
     if implementation is not None:
         known: list[Implementation] = [i for i in IMPLEMENTATIONS if i.layout == "sparse" and FORWARD in i.passes]
         if implementation not in [i.name for i in known]:
@@ -176,11 +198,53 @@ def choose(shape: Shape, dtype: str, device: str, implementation: str | None) ->
         return implementation
     reasons = []
     for name in PREFERENCE.get((device, shape.group_size > 1), ("group_shared/torch",)):
-        found = [find(name).unsupported(shape, pass_, dtype, device) for pass_ in passes]
+        if name == AUTO:
+            return name
+        found = [find(name).unsupported(shape, pass_, dtype, device) for pass_ in ALL_PASSES]
         if not any(found):
             return name
         reasons += [reason for reason in found if reason][:1]
     raise ValueError("no implementation can run here: " + "; ".join(reasons))
+
+
+def backward_of(chosen: str) -> str:
+    """Who computes the gradients of a layer whose forward `chosen` computes: in a fixed order, if torch is told so."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return chosen
+    return AUTO_DETERMINISTIC if chosen == AUTO else DETERMINISTIC.get(chosen, chosen)
+
+
+def explain(
+    shape: Shape, dtype: str = "bf16", device: torch.device | str = "cuda", *, implementation: str | None = None,
+    deterministic: bool | None = None,
+) -> dict[str, Choice]:  # fmt: skip
+    """What `linear` runs for a layer of that shape, a pass at a time, and why.
+
+        explain(Shape(batch=256, dim=768, labels=655_360, fan_in=64, group_size=32))["forward"]
+        # Choice(implementation="group_shared/cuda", reason="group_shared/cuda takes 0.87 x group_shared/triton ...")
+
+    `backward` is both gradients at once; `grad_input` and `grad_weight` run where only one is wanted.
+
+    Args:
+        dtype: "fp32", "fp16" or "bf16". device: a CUDA device has to be there.
+        implementation: as for `linear`.
+        deterministic: whether sums must have a fixed order; by default what torch is told now.
+
+    Raises ValueError as `choose` does, and for an unknown dtype.
+    """
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES.values())}, got {dtype!r}")
+    device = torch.device(device)
+    chosen = choose(shape, dtype, device.type, implementation)
+    ordered = torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic
+    if chosen == AUTO:
+        if not torch.cuda.is_available():
+            raise ValueError("torch sees no CUDA device here")
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return {pass_: dispatch.on_device(pass_, shape, dtype, index, ordered) for pass_ in ALL_PASSES}
+    why = f"the default on {device.type}" if implementation is None else "asked for"
+    backward = DETERMINISTIC.get(chosen, chosen) if ordered else chosen
+    return {p: Choice(backward if p in dispatch.ORDERED_PASSES else chosen, why) for p in ALL_PASSES}
 
 
 def linear(
@@ -204,7 +268,7 @@ def linear(
         topology: the index lists (L, D, K, G), on the same device.
         bias: [L], the dtype and device of `x`.
         implementation: a sparse one of `gskernels.IMPLEMENTATIONS` by name, such as "group_shared/torch". By default
-            the fastest one for the device; `PREFERENCE` lists them. Under
+            the one expected to be the fastest, a pass at a time: `explain` says which, and why. Under
             ``torch.use_deterministic_algorithms(True)`` its gradients are summed in a fixed order.
 
     Returns:
@@ -223,10 +287,9 @@ def linear(
     batch = math.prod(x.shape[:-1])
     shape = Shape(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size)
     chosen = choose(shape, DTYPES[x.dtype], kind, implementation)
-    backward = DETERMINISTIC.get(chosen, chosen) if torch.are_deterministic_algorithms_enabled() else chosen
     y = torch.ops.gskernels.forward(
         x.reshape(batch, topology.dim).contiguous(), weight.contiguous(), topology.indices, bias,
-        topology.dim, topology.group_size, chosen, backward,
+        topology.dim, topology.group_size, chosen, backward_of(chosen),
     )  # fmt: skip
     return y.view(*x.shape[:-1], topology.labels)  # type: ignore[no-any-return]
 
