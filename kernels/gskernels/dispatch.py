@@ -80,11 +80,11 @@ def kernel_name(pass_: str, way: str, deterministic: bool) -> str:
 
 
 def shape_class(shape: Shape, dtype: str) -> str:
-    """As a Triton kernel's."""
+    """As a Triton kernel's, but for L, which decides how long the parts last that one rival has and the other has not."""
     item = DTYPES[dtype].itemsize
     rows = "narrow" if shape.fan_in * item % 16 else "ragged" if shape.labels * item % 16 else "aligned"
     return tune.shape_class(batch=max(1, shape.batch), dim=shape.dim, labels=shape.labels, fan_in=shape.fan_in,
-                            group_size=shape.group_size, dtype=DTYPES[dtype], rows=rows)  # fmt: skip
+                            group_size=shape.group_size, dtype=DTYPES[dtype], rows=rows, label_base=2)  # fmt: skip
 
 
 def pick(pass_: str, shape: Shape, dtype: str, gpu: Gpu, table: Mapping[str, Config], deterministic: bool = False) -> Choice:

@@ -62,7 +62,8 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs.
+    modelled bytes of temporaries beside the outputs. tuned: whether a measurement decides something of it, its
+    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Implementation:
     limit: Limit = no_limit
     workspace: Workspace = no_workspace
     options: Mapping[str, Any] = field(default_factory=dict)
+    tuned: bool = False
 
     @property
     def family(self) -> str:
@@ -219,24 +221,24 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
                    "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
-                   devices=("cuda",), workspace=_per_label_workspace),
+                   devices=("cuda",), workspace=_per_label_workspace, tuned=True),
     Implementation("fixed_fan_in/cuda", "gskernels.fixed_fan_in.cuda", "sparse",
                    "X^T in shared memory, whole rows, tensor cores; or expanded to dense for cuBLAS, where that is faster",
                    devices=("cuda",), workspace=_per_label_cuda_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
                    "gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_workspace),
+                   workspace=_group_shared_workspace, tuned=True),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
-                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
+                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),
     Implementation("group_shared/cuda", "gskernels.group_shared.cuda", "sparse",
                    "CUDA C++: gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_cuda_workspace),
+                   workspace=_group_shared_cuda_workspace, tuned=True),
     Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), workspace=_group_shared_ordered_workspace,
-                   options={"deterministic": True}),
+                   options={"deterministic": True}, tuned=True),
 )
 
 

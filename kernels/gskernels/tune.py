@@ -54,13 +54,14 @@ _disk_read = False
 
 
 def shape_class(
-    *, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype, rows: str = "aligned"
-) -> str:
-    """The name under which shapes share a configuration: sizes rounded up to powers of two, L to powers of 16.
+    *, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype, rows: str = "aligned",
+    label_base: int = 16,
+) -> str:  # fmt: skip
+    """The name under which shapes share a configuration: sizes rounded up to powers of two, L to powers of `label_base`.
 
     rows: a word for what tells shapes of the same sizes apart, such as rows of a length that 16-byte pieces do not fit.
     """
-    many = 16 ** math.ceil(math.log(labels, 16) - 1e-9)
+    many = label_base ** math.ceil(math.log(labels, label_base) - 1e-9)
     return (
         f"B{power_of_two(min(batch, 4096))} D{power_of_two(dim)} L{many} K{power_of_two(fan_in)} "
         f"G{power_of_two(group_size)} {rows} {str(dtype).removeprefix('torch.')}"
