@@ -23,9 +23,7 @@ def suite_at(texts: Sequence[str]) -> Suite:
     for text in texts:
         given = dict(_pair(text, part) for part in text.split(",") if part.strip())
         if not given:
-            raise UserError(
-                f"--at {text!r}: write KEY=VALUE, such as 'batch=64,group_size=16'; keys: {', '.join(_KEYS)}"
-            )
+            raise UserError(f"--at {text!r}: write KEY=VALUE, such as 'batch=64,group_size=16'; keys: {', '.join(_KEYS)}")
         dtypes.append(_one_of(text, "dtype", given.pop("dtype", "bf16"), FLOATS))
         patterns.append(_one_of(text, "pattern", given.pop("pattern", "uniform"), PATTERNS))
         points.append({"name": text, **asdict(DEFAULT_POINT), **{axis: _number(text, v) for axis, v in given.items()}})

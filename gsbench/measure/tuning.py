@@ -60,10 +60,11 @@ Found = tune.Trial | Duel | Skipped
 
 
 def in_turns(timer: Timer, calls: Sequence[Callable[[], object]]) -> list[float]:
-    """The median milliseconds of each call; one sample of each to warm up, then turns in alternating order."""
+    """The median milliseconds of each call; a call and a sample of each to compile and warm up, then turns."""
     targets = [Target(_keeping_nothing(call)) for call in calls]
     samples: list[list[float]] = [[] for _ in calls]
     for target in targets:
+        target.call()
         timer.sample(target, 1)
     for number in range(ROUNDS):
         order = range(len(targets))
@@ -92,33 +93,34 @@ def measure(
     """
     named = {i.name: i for i in implementations}
     timer = CudaTimer(True, device) if timer is None else timer
+    trials: list[tune.Trial] = []
     known: set[str] = set()
-    with tune.trials(lambda calls: in_turns(timer, calls)) as trials:
-        for point, cases in points.items():
-            found: list[Found] = []
-            try:
-                operands = Operands(point, device, seed=0)
-                if candidates:
-                    found += _tune(operands, cases, named, trials)
-                if rivals and not _fatal(found):
-                    found += _duels(operands, cases, named, timer, known)
-            except Exception as error:
-                found.append(_skipped(str(point), error))
-            operands = None  # type: ignore[assignment]
-            if device.type == "cuda" and not _fatal(found):
-                torch.cuda.empty_cache()
-            yield found
-            if _fatal(found):
-                return
+    for point, cases in points.items():
+        found: list[Found] = []
+        try:
+            operands = Operands(point, device, seed=0)
+            if candidates:
+                found += _tune(operands, cases, named, timer, trials)
+            if rivals and not _fatal(found):
+                found += _duels(operands, cases, named, timer, known)
+        except Exception as error:
+            found.append(_skipped(str(point), error))
+        operands = None  # type: ignore[assignment]
+        if device.type == "cuda" and not _fatal(found):
+            torch.cuda.empty_cache()
+        yield found
+        if _fatal(found):
+            return
 
 
 def _tune(
-    operands: Operands, cases: Sequence[Case], named: Mapping[str, Implementation], trials: list[tune.Trial]
+    operands: Operands, cases: Sequence[Case], named: Mapping[str, Implementation], timer: Timer, trials: list[tune.Trial]
 ) -> Iterator[Found]:
     for case in cases:
         before = len(trials)
         try:
-            bind(named[case.implementation], case.pass_, operands)()
+            with tune.trials(lambda calls: in_turns(timer, calls), trials):
+                bind(named[case.implementation], case.pass_, operands)()
         except Exception as error:
             yield _skipped(str(case), error)
         yield from trials[before:]

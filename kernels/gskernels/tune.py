@@ -114,11 +114,13 @@ def choose(
     *,
     legal: Callable[[Config], bool] = lambda config: True,
     measure: bool = True,
+    on_purpose: bool = False,
 ) -> Config:
     """The configuration for `kernel` at a shape class; `run(config)` makes the call that is timed.
 
     candidates: the first is the default. like: a tensor on the device in question. legal: whether a configuration
     from a table fits the actual shape. measure: False never times (for results that must not depend on noise).
+    on_purpose: time inside of `trials` only; elsewhere what no table knows takes the default.
     """
     full = f"{gpu_name(like)}|{kernel}|{shape}"
     tried = _session is None or full in {trial.key for trial in _session.found}
@@ -134,7 +136,7 @@ def choose(
     table = choices.packaged(gpu_name(like))
     found: Config | None = table.get(f"{kernel}|{shape}")
     mode = os.environ.get("GSKERNELS_TUNE", "auto")
-    measurable = measure and mode != "off" and can_measure(like) and len(candidates) > 1
+    measurable = measure and not on_purpose and mode != "off" and can_measure(like) and len(candidates) > 1
     if found is None and not (measurable and mode == "full"):
         found = nearest(table, kernel, shape, legal)
     if found is not None and legal(found):
@@ -144,7 +146,9 @@ def choose(
         _chosen[full] = _tried(full, candidates, run, functools.partial(cold, like=like)).config
         choices.write_cache(choices.cache_path(), {full: _chosen[full]})
         return _chosen[full]
-    return candidates[0]  # not kept: the next call may be able to measure
+    if on_purpose:
+        _chosen[full] = dict(candidates[0])
+    return candidates[0]  # else not kept: the next call may be able to measure
 
 
 def can_measure(like: Tensor) -> bool:
@@ -218,13 +222,14 @@ _session: _Session | None = None
 
 
 @contextlib.contextmanager
-def trials(clock: Clock) -> Iterator[list[Trial]]:
+def trials(clock: Clock, found: list[Trial] | None = None) -> Iterator[list[Trial]]:
     """While this is open, every `choose` with several candidates measures them by `clock`, once a (kernel, shape class).
 
-    The list fills as it happens. The winners are used from then on in this process; nothing is written to disk.
+    found: of trials before; what is in it is not measured again. The list fills as it happens. The winners are used from
+    then on in this process; nothing is written to disk.
     """
     global _session
-    before, _session = _session, _Session(clock, [])
+    before, _session = _session, _Session(clock, [] if found is None else found)
     try:
         yield _session.found
     finally:

@@ -181,7 +181,8 @@ def test_candidates_then_rivals_with_the_winners(monkeypatch: pytest.MonkeyPatch
 
 def test_each_of_the_two_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [type(one) for one in measured(monkeypatch, [3.0], [4.0, 5.0], candidates=False)[0]] == [Duel]
-    tune.forget()
+    default = 4.0  # nothing was tried
+    assert measured(monkeypatch, [3.0], [default, 1.0], candidates=False)[0][0].triton_ms == default  # type: ignore[union-attr]
     assert [type(one) for one in measured(monkeypatch, [3.0], [4.0, 5.0], rivals=False)[0]] == [tune.Trial]
 
 

@@ -129,6 +129,16 @@ def test_a_later_candidate_wins_beyond_noise_only(
     assert trial.gain == (None if gain is None else pytest.approx(gain))
 
 
+def test_what_is_tuned_on_purpose_takes_its_default_until_then() -> None:
+    def choose() -> Config:
+        return tune.choose("k", named(), CANDIDATES, run, torch.empty(1), on_purpose=True)
+
+    assert choose() == CANDIDATES[0]
+    with tune.trials(clock_of({64: 3.0, 128: 1.0})):
+        assert choose() == CANDIDATES[1]
+    assert choose() == CANDIDATES[1]
+
+
 def test_a_fault_of_a_candidate_is_no_reason_to_pass_it_over() -> None:
     def broken(config: Config) -> None:
         raise RuntimeError("illegal address")
