@@ -126,6 +126,8 @@ def _keep(found: list[Found], out: Path | None) -> int:
     from gskernels import choices
 
     new = {one.key: one.config for one in found if not isinstance(one, Skipped)}
+    if not new:
+        return 0
     try:
         if out is None:
             choices.write(choices.cache_path(), new)
