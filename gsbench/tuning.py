@@ -10,7 +10,7 @@ from gsbench import plan as planning
 from gsbench.case import AXES, Case, Point
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.suite import PATTERNS, Suite, validate
-from gskernels.table import ALL_PASSES, BACKWARD, FLOATS, GRAD_INPUT, GRAD_WEIGHT, Implementation, Shape
+from gskernels.table import BACKWARD, FLOATS, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Implementation, Shape
 
 DEFAULT_POINT = Shape(batch=256, dim=768, labels=655_360, fan_in=64, group_size=32)
 _KEYS = (*AXES, "dtype", "pattern")
@@ -29,7 +29,13 @@ def suite_at(texts: Sequence[str]) -> Suite:
         points.append({"name": text, **asdict(DEFAULT_POINT), **{axis: _number(text, v) for axis, v in given.items()}})
     if len({*zip(dtypes, patterns, strict=True)}) > 1:
         raise UserError("--at: all points of one call have the same dtype and pattern; call again for the others")
-    data = {"title": "points", "passes": list(ALL_PASSES), "points": points, "dtypes": dtypes[:1], "patterns": patterns[:1]}
+    data = {
+        "title": "points",
+        "passes": [FORWARD, BACKWARD],
+        "points": points,
+        "dtypes": dtypes[:1],
+        "patterns": patterns[:1],
+    }
     return validate(data, "--at")
 
 
@@ -85,7 +91,7 @@ def told_apart(config: Mapping[str, int], candidates: Iterable[Mapping[str, int]
 
 
 def trial_row(trial: Any) -> dict[str, Any]:
-    """What a `gskernels.tune.Trial` found: kernel, shape class, candidates that ran, the winner and how it compares."""
+    """What a `gskernels.trials.Trial` found: kernel, shape class, candidates that ran, the winner and how it compares."""
     _, kernel, shape = trial.key.split("|")
     won, second = trial.winner, trial.runner_up
     return {

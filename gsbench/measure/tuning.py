@@ -15,6 +15,7 @@ from gsbench.measure.timers import CudaTimer, Target, Timer
 from gskernels import dispatch, tune
 from gskernels.choices import Config
 from gskernels.table import Implementation
+from gskernels.trials import Trial
 
 ROUNDS, A_TURN = 4, 2  # A A B B, B B A A, ...: eight samples of each
 
@@ -56,7 +57,7 @@ class Skipped:
     fatal: bool = False
 
 
-Found = tune.Trial | Duel | Skipped
+Found = Trial | Duel | Skipped
 
 
 def in_turns(timer: Timer, calls: Sequence[Callable[[], object]]) -> list[float]:
@@ -93,7 +94,7 @@ def measure(
     """
     named = {i.name: i for i in implementations}
     timer = CudaTimer(True, device) if timer is None else timer
-    trials: list[tune.Trial] = []
+    trials: list[Trial] = []
     known: set[str] = set()
     for point, cases in points.items():
         found: list[Found] = []
@@ -114,7 +115,7 @@ def measure(
 
 
 def _tune(
-    operands: Operands, cases: Sequence[Case], named: Mapping[str, Implementation], timer: Timer, trials: list[tune.Trial]
+    operands: Operands, cases: Sequence[Case], named: Mapping[str, Implementation], timer: Timer, trials: list[Trial]
 ) -> Iterator[Found]:
     for case in cases:
         before = len(trials)
@@ -133,7 +134,7 @@ def _duels(
     if point.shape.group_size == 1:  # layers without groups have other implementations
         return
     there = {(case.implementation, case.pass_) for case in cases}
-    for pass_ in dict.fromkeys(case.pass_ for case in cases):
+    for pass_ in [pass_ for pass_ in dispatch.PASSES if any(case.pass_ == pass_ for case in cases)]:
         for deterministic in (False, True) if pass_ in dispatch.ORDERED_PASSES else (False,):
             pair = dispatch.rivals(pass_, deterministic)
             if any((name, pass_) not in there for name in pair):

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gskernels.dispatch import DTYPES, backward_of, choose, implementation_for
 from gskernels.layer import Layer
-from gskernels.ops import (
-    DTYPES,
-    backward_of,
-    check_operands,
-    choose,
-    implementation_for,
-    layer_of,
-    without_autocast,
-)
+from gskernels.ops import check_operands, layer_of, without_autocast
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
 from gskernels.topology import GroupTopology
 

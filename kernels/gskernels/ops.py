@@ -15,31 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gskernels import dispatch
-from gskernels.dispatch import DETERMINISTIC, Choice
+from gskernels.dispatch import DETERMINISTIC as DETERMINISTIC
+from gskernels.dispatch import DTYPES as DTYPES
+from gskernels.dispatch import PREFERENCE as PREFERENCE
+from gskernels.dispatch import backward_of, choose, implementation_for
+from gskernels.dispatch import explain as explain
 from gskernels.layer import Layer
-from gskernels.table import (
-    ALL_PASSES,
-    BACKWARD,
-    FORWARD,
-    GRAD_INPUT,
-    GRAD_WEIGHT,
-    IMPLEMENTATIONS,
-    Implementation,
-    Shape,
-    find,
-)
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
 from gskernels.topology import GroupTopology
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# The default of (type of device, whether labels share lists): `AUTO`, or the first that supports every pass.
-AUTO, AUTO_DETERMINISTIC = "auto", "auto_deterministic"  # decided by `dispatch` when an operator runs, a pass at a time
-PREFERENCE = {
-    ("cuda", True): (AUTO,),
-    ("cuda", False): ("fixed_fan_in/cuda", "fixed_fan_in/triton", "fixed_fan_in/gather"),
-    ("cpu", True): ("group_shared/torch",),
-    ("cpu", False): ("fixed_fan_in/csr", "fixed_fan_in/embedding_bag"),
-}
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)
 
 
@@ -58,16 +42,6 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Implementations choose their dtypes themselves."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def implementation_for(name: str, pass_: str, operand: Tensor, layer: Layer) -> Implementation:
-    """The implementation of that name; for `AUTO` the one that `dispatch` picks. operand: x or grad_out of the pass."""
-    if name not in (AUTO, AUTO_DETERMINISTIC):
-        return find(name)
-    sizes = layer.sparse
-    shape = Shape(operand.shape[0], sizes.dim, sizes.labels, sizes.fan_in, sizes.group_size)
-    dtype, deterministic = DTYPES[operand.dtype], name == AUTO_DETERMINISTIC
-    return find(dispatch.on_device(pass_, shape, dtype, operand.get_device(), deterministic).implementation)
 
 
 @torch.library.custom_op(
@@ -180,71 +154,6 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def choose(shape: Shape, dtype: str, device: str, implementation: str | None) -> str:
-    """The name that an operator is given: the named implementation, or the default. `AUTO` leaves it to `dispatch`.
-
-    Raises ValueError where the named one, or every default, cannot run.
-    """
-    if implementation is not None:
-        known: list[Implementation] = [i for i in IMPLEMENTATIONS if i.layout == "sparse" and FORWARD in i.passes]
-        if implementation not in [i.name for i in known]:
-            names = ", ".join(i.name for i in known)
-            raise ValueError(f"implementation {implementation!r} is no sparse layer with a forward; use {names}")
-        reason = find(implementation).unsupported(shape, FORWARD, dtype, device)
-        if reason is not None:
-            raise ValueError(f"implementation {implementation!r} cannot run here: {reason}")
-        return implementation
-    reasons = []
-    for name in PREFERENCE.get((device, shape.group_size > 1), ("group_shared/torch",)):
-        if name == AUTO:
-            return name
-        found = [find(name).unsupported(shape, pass_, dtype, device) for pass_ in ALL_PASSES]
-        if not any(found):
-            return name
-        reasons += [reason for reason in found if reason][:1]
-    raise ValueError("no implementation can run here: " + "; ".join(reasons))
-
-
-def backward_of(chosen: str) -> str:
-    """Who computes the gradients of a layer whose forward `chosen` computes: in a fixed order, if torch is told so."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return chosen
-    return AUTO_DETERMINISTIC if chosen == AUTO else DETERMINISTIC.get(chosen, chosen)
-
-
-def explain(
-    shape: Shape, dtype: str = "bf16", device: torch.device | str = "cuda", *, implementation: str | None = None,
-    deterministic: bool | None = None,
-) -> dict[str, Choice]:  # fmt: skip
-    """What `linear` runs for a layer of that shape, a pass at a time, and why.
-
-        explain(Shape(batch=256, dim=768, labels=655_360, fan_in=64, group_size=32))["forward"]
-        # Choice(implementation="group_shared/cuda", reason="group_shared/cuda takes 0.87 x group_shared/triton ...")
-
-    `backward` is both gradients at once; `grad_input` and `grad_weight` run where only one is wanted.
-
-    Args:
-        dtype: "fp32", "fp16" or "bf16". device: a CUDA device has to be there.
-        implementation: as for `linear`.
-        deterministic: whether sums must have a fixed order; by default what torch is told now.
-
-    Raises ValueError as `choose` does, and for an unknown dtype.
-    """
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES.values())}, got {dtype!r}")
-    device = torch.device(device)
-    chosen = choose(shape, dtype, device.type, implementation)
-    ordered = torch.are_deterministic_algorithms_enabled() if deterministic is None else deterministic
-    if chosen == AUTO:
-        if not torch.cuda.is_available():
-            raise ValueError("torch sees no CUDA device here")
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return {pass_: dispatch.on_device(pass_, shape, dtype, index, ordered) for pass_ in ALL_PASSES}
-    why = f"the default on {device.type}" if implementation is None else "asked for"
-    backward = DETERMINISTIC.get(chosen, chosen) if ordered else chosen
-    return {p: Choice(backward if p in dispatch.ORDERED_PASSES else chosen, why) for p in ALL_PASSES}
 
 
 def linear(

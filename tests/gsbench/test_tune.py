@@ -26,12 +26,13 @@ from gsbench.measure import tuning as measuring
 from gsbench.measure.tuning import Duel, Skipped
 from gsbench.suite import load_suite
 from gskernels import choices, dispatch, tune
-from gskernels.table import ALL_PASSES, FORWARD, Shape, find
+from gskernels.table import FORWARD, Shape, find
+from gskernels.trials import Trial
 
 H200 = dispatch.Gpu("NVIDIA H200", (9, 0), 132, 227 * 1024)
 TINY = Point(Shape(4, 32, 64, 8, 8), "uniform", "fp32")
 BLOCKS = tuple({"BLOCK": block, "num_warps": 4} for block in (64, 32, 512))
-TRIAL = tune.Trial("NVIDIA H200|group_shared.forward|B4", BLOCKS, (0.5, 0.4, math.inf))
+TRIAL = Trial("NVIDIA H200|group_shared.forward|B4", BLOCKS, (0.5, 0.4, math.inf))
 DUEL = Duel("NVIDIA H200|dispatch.forward hopper|B4", TINY, dispatch.CUDA, dispatch.TRITON, 0.3, 0.2)
 
 
@@ -71,7 +72,7 @@ def test_points_given_one_by_one() -> None:
     default = tuning.DEFAULT_POINT
     assert [point.shape for point in points] == [replace(default, batch=64, group_size=16), replace(default, labels=8192)]
     assert {(point.dtype, point.pattern) for point in points} == {("fp16", "uniform")}
-    assert {case.pass_ for cases in points.values() for case in cases} == set(ALL_PASSES)
+    assert {case.pass_ for cases in points.values() for case in cases} == set(dispatch.PASSES)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_dry_run_shows_the_cases_and_measures_nothing(own_cache: Path) -> None:
     code, output, _ = run("--at", "batch=64", "--only", "group_shared/cuda", "--dry-run", "--json")
     cases = [Case.from_dict(json.loads(line)) for line in output.splitlines()]
     assert code == 0
-    assert [case.pass_ for case in cases] == list(ALL_PASSES)
+    assert {case.pass_ for case in cases} == set(dispatch.PASSES)
     assert "B=64 D=768" in run("--at", "batch=64", "--dry-run")[1]
     assert not own_cache.exists()
 
@@ -165,8 +166,8 @@ def measured(
 def test_candidates_then_rivals_with_the_winners(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = measured(monkeypatch, [3.0, 2.0], [4.0, 5.0, 1.0])
     cuda, triton, duel = first
-    assert isinstance(cuda, tune.Trial)
-    assert isinstance(triton, tune.Trial)
+    assert isinstance(cuda, Trial)
+    assert isinstance(triton, Trial)
     assert (cuda.key, cuda.winner, triton.winner) == ("cpu|group_shared.cuda.forward|B4 float32", 1, 2)
     assert duel == Duel(
         f"NVIDIA H200|dispatch.forward portable|{dispatch.shape_class(TINY.shape, 'fp32')}", TINY, dispatch.CUDA,
@@ -183,7 +184,7 @@ def test_each_of_the_two_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [type(one) for one in measured(monkeypatch, [3.0], [4.0, 5.0], candidates=False)[0]] == [Duel]
     default = 4.0  # nothing was tried
     assert measured(monkeypatch, [3.0], [default, 1.0], candidates=False)[0][0].triton_ms == default  # type: ignore[union-attr]
-    assert [type(one) for one in measured(monkeypatch, [3.0], [4.0, 5.0], rivals=False)[0]] == [tune.Trial]
+    assert [type(one) for one in measured(monkeypatch, [3.0], [4.0, 5.0], rivals=False)[0]] == [Trial]
 
 
 def test_a_failure_costs_only_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_a_failure_costs_only_what_failed(monkeypatch: pytest.MonkeyPatch) -> No
     broken, trial, duel = first
     assert isinstance(broken, Skipped)
     assert broken.reason == "RuntimeError: no such kernel"
-    assert isinstance(trial, tune.Trial)
+    assert isinstance(trial, Trial)
     assert isinstance(duel, Skipped)
     assert len(second) == 1
 
@@ -203,7 +204,7 @@ def test_a_row_says_what_was_tried_and_what_won() -> None:
     name, shape, ran, *figures = tuning.trial_cells(TRIAL)
     assert (name, shape, ran) == ("group_shared.forward", "B4", "2 of 3")
     assert figures == ["BLOCK=32", "0.4000", "0.5000", "0.5000", "20.0%"]
-    alone = tune.Trial("g|k|s", ({"BLOCK": 64},), (math.inf,))
+    alone = Trial("g|k|s", ({"BLOCK": 64},), (math.inf,))
     assert tuning.trial_cells(alone) == ["k", "s", "0 of 1", "the only one", "-", "-", "-", "-"]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from gskernels import choices, dispatch, tune
-from gskernels.table import ALL_PASSES
 
 TRITON, CUDA = "H200|group_shared.forward|B1", "H200|group_shared.cuda.forward|B1"
 DISPATCH = "H200|dispatch.forward hopper|B1"
@@ -119,7 +118,7 @@ def test_tables_that_ship_name_what_kernels_understand(path: Path) -> None:
         assert tune.distance(shape, shape) == 0
         if choices.kind_of(kernel) == "dispatch":
             pass_, way = kernel.removeprefix("dispatch.").split(" ")
-            assert pass_.removesuffix("_deterministic") in ALL_PASSES
+            assert pass_.removesuffix("_deterministic") in dispatch.PASSES
             assert way in ("hopper", "portable")
             assert dispatch.kernel_name(pass_.removesuffix("_deterministic"), way, "_det" in pass_) == kernel
             assert set(config) == {"cuda_ns", "triton_ns"}

@@ -12,7 +12,7 @@ pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (
 from gskernels import dispatch, ops
 from gskernels.dispatch import CUDA, TORCH, TRITON, Choice, Gpu, pick
 from gskernels.layer import Layer
-from gskernels.table import ALL_PASSES, BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
 from gskernels.topology import GroupTopology
 
 H200 = Gpu("NVIDIA H200", (9, 0), 132, 227 * 1024)
@@ -79,7 +79,7 @@ def test_the_nearest_of_several_counts() -> None:
 
 
 def test_in_a_fixed_order() -> None:
-    for pass_ in ALL_PASSES:
+    for pass_ in dispatch.PASSES:
         ordered = pick(pass_, R1, "bf16", H200, {}, deterministic=True).implementation
         assert ordered.endswith("_deterministic") == (pass_ in (GRAD_INPUT, BACKWARD))
     wide = replace(R1, group_size=128)  # both gradients: now one after the other, and Hopper's grad_input takes it
@@ -105,7 +105,7 @@ def test_operators_ask_for_their_own_pass(monkeypatch: pytest.MonkeyPatch) -> No
         return Choice(TORCH, "")
 
     monkeypatch.setattr(dispatch, "on_device", on_device)
-    monkeypatch.setitem(ops.PREFERENCE, ("cpu", True), (ops.AUTO,))
+    monkeypatch.setattr(dispatch, "DECIDED", (("cpu", True),))
     topology, shape = GroupTopology.uniform(37, 40, 8, 4), Shape(5, 40, 37, 8, 4)
     tensors = {"x": torch.randn(5, 40), "weight": torch.randn(37, 8)}
 
@@ -130,7 +130,7 @@ def test_operators_ask_for_their_own_pass(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_explain_on_a_cpu_and_of_what_was_asked_for() -> None:
-    assert ops.explain(R1, "fp32", "cpu") == dict.fromkeys(ALL_PASSES, Choice(TORCH, "the default on cpu"))
+    assert ops.explain(R1, "fp32", "cpu") == dict.fromkeys(dispatch.PASSES, Choice(TORCH, "the default on cpu"))
     found = ops.explain(R1, "bf16", "cuda:1", implementation=CUDA, deterministic=True)
     assert found[FORWARD] == found[GRAD_WEIGHT] == Choice(CUDA, "asked for")
     assert found[GRAD_INPUT] == found[BACKWARD] == Choice("group_shared/cuda_deterministic", "asked for")
@@ -149,6 +149,6 @@ def test_the_default_of_this_gpu_runs_and_is_right() -> None:
     weight = torch.randn(shape.labels, shape.fan_in, device="cuda", dtype=torch.bfloat16)
     found = ops.explain(shape)
     layer = Layer(weight, topology)
-    assert ops.implementation_for(ops.AUTO, FORWARD, x, layer).name == found[FORWARD].implementation
+    assert dispatch.implementation_for(dispatch.AUTO, FORWARD, x, layer).name == found[FORWARD].implementation
     right = ops.linear(x, weight, topology, implementation=TORCH)
     torch.testing.assert_close(ops.linear(x, weight, topology), right, rtol=0.02, atol=0.1)

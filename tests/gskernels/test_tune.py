@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from gskernels import choices, tune
+from gskernels import choices, trials, tune
 from gskernels.choices import Config
+from gskernels.trials import Clock, Trial
 
 SHAPE: dict[str, Any] = {
     "batch": 256, "dim": 768, "labels": 655_360, "fan_in": 64, "group_size": 32, "dtype": torch.bfloat16,
@@ -84,7 +85,7 @@ class OutOfResources(Exception):
     """As Triton's, of which only the name counts."""
 
 
-def clock_of(speeds: dict[int, float]) -> tune.Clock:
+def clock_of(speeds: dict[int, float]) -> Clock:
     """Says of a call what `speeds` has for the BLOCK that it runs with."""
 
     def clock(calls: Sequence[Callable[[], object]]) -> list[float]:
@@ -124,7 +125,7 @@ def test_a_trial_measures_every_candidate_whatever_is_known_and_its_winner_is_us
 def test_a_later_candidate_wins_beyond_noise_only(
     milliseconds: tuple[float, ...], winner: int, runner_up: int | None, gain: float | None
 ) -> None:
-    trial = tune.Trial("g|k|s", tuple({"BLOCK": i} for i in range(len(milliseconds))), milliseconds)
+    trial = Trial("g|k|s", tuple({"BLOCK": i} for i in range(len(milliseconds))), milliseconds)
     assert (trial.winner, trial.runner_up) == (winner, runner_up)
     assert trial.gain == (None if gain is None else pytest.approx(gain))
 
@@ -175,7 +176,7 @@ def test_the_faster_candidate_is_measured_once_and_kept_on_disk(own_cache: Path)
     for _ in range(2):
         chosen = tune.choose("a kernel without a table", shape, candidates, run, x)
         assert chosen == candidates[1]
-        assert ran.count(20) == tune.SAMPLES + 1
+        assert ran.count(20) == trials.SAMPLES + 1
         tune.forget()
     assert choices.read_cache(own_cache)
 
