@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from gskernels import choices
-from gskernels.choices import Config
+from gskernels.choices import Config as Config
 from gskernels.trials import Clock, Trial, cold, tried
 
 _chosen: dict[str, Config] = {}  # full key -> configuration

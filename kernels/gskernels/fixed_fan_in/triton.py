@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.choices import Config
 from gskernels.fixed_fan_in.triton_kernels import (
     label_forward_kernel,
     label_grad_input_kernel,
@@ -24,6 +23,7 @@ from gskernels.fixed_fan_in.triton_kernels import (
 from gskernels.group_shared.triton import Problem, distinct, transpose, without
 from gskernels.layer import Layer
 from gskernels.topology import GroupTopology
+from gskernels.tune import Config
 
 PLAN_ENTRIES = 1 << 26  # pairs of label and input that are sorted at once
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.choices import Config
 from gskernels.group_shared import problem
 from gskernels.group_shared.triton_kernels import (
     forward_kernel,
@@ -28,6 +27,7 @@ from gskernels.group_shared.triton_kernels import (
     transpose_kernel,
 )
 from gskernels.layer import Layer
+from gskernels.tune import Config
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
