@@ -25,6 +25,7 @@ from gsbench.cli import (
     show,
     train,
     trend,
+    tune,
     verify,
 )
 from gsbench.errors import EXIT_USAGE, UserError
@@ -50,6 +51,7 @@ app.command("import")(exchange.import_)
 app.add_typer(baseline.app, name="baseline")
 app.command("list")(list_.list_)
 app.command("verify")(verify.verify)
+app.command("tune")(tune.tune)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)

@@ -29,7 +29,7 @@ def doctor(
 
     [bold]Example:[/] gsbench doctor
     """
-    findings = [*_software(), *_gpu(), *_folders(out)]
+    findings = [*_software(), *_gpu(), *_defaults(), *_folders(out)]
     if as_json:
         print(json.dumps([f._asdict() for f in findings], indent=1))
     else:
@@ -88,6 +88,24 @@ def _gpu() -> list[Finding]:
         findings.append(Finding("CUDA in torch", seen, names or "none: the CPU implementations are measured"))
     except Exception as e:
         findings.append(Finding("CUDA in torch", False, str(e)))
+    return findings
+
+
+def _defaults() -> list[Finding]:
+    """What a layer with groups runs on here, a pass at a time, at the point around which the suites turn."""
+    from gsbench.tuning import DEFAULT_POINT
+
+    try:
+        import torch
+
+        from gskernels import ops
+
+        chosen = ops.explain(DEFAULT_POINT, "bf16", "cuda" if torch.cuda.is_available() else "cpu")
+    except Exception as e:
+        return [Finding("default kernels", False, str(e))]
+    findings = []
+    for pass_, choice in chosen.items():
+        findings.append(Finding(f"default {pass_}", True, f"{choice.implementation}: {choice.reason}"))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""The answer in three sentences, each figure computed from the comparisons of one setting of one run."""
+"""The answer in sentences, each figure computed from the comparisons of one setting of one run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gsbench.case import AXES
+from gsbench.report.price import prices_of_order
 from gsbench.report.ratios import (
     ANCHOR,
     RIVAL,
@@ -26,10 +27,11 @@ Against = Callable[[Comparison], Ratio | None]
 
 @dataclass(frozen=True)
 class Answer:
-    """setting: how it was timed. sentences: who wins where; by how much; where group_shared loses."""
+    """setting: how it was timed. sentences: who wins where; by how much; where group_shared loses; then, a pair of
+    implementations each, what a fixed order of sums costs."""
 
     setting: Setting
-    sentences: tuple[str, str, str]
+    sentences: tuple[str, ...]
 
 
 def subject_speedup(c: Comparison) -> Ratio | None:
@@ -61,7 +63,7 @@ def undecided(ratio: Ratio) -> bool:
 def answers(comparisons: Sequence[Comparison]) -> list[Answer]:
     """One answer a setting, cold first; none where nothing was timed."""
     return [
-        Answer(setting, (_who_wins(group), _by_how_much(group), _where_it_loses(group)))
+        Answer(setting, (_who_wins(group), _by_how_much(group), _where_it_loses(group), *prices_of_order(group)))
         for setting, group in by_setting(comparisons).items()
     ]
 

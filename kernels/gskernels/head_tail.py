@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gskernels.dispatch import DTYPES, backward_of, choose, implementation_for
 from gskernels.layer import Layer
-from gskernels.ops import DETERMINISTIC, DTYPES, check_operands, choose, layer_of, without_autocast
-from gskernels.table import Shape, find
+from gskernels.ops import check_operands, layer_of, without_autocast
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
 from gskernels.topology import GroupTopology
 
 PIECE_BYTES = 32 << 20  # half of a large card's level-2 cache, and enough work for each launch
@@ -101,7 +102,6 @@ class _Inputs(NamedTuple):
 @torch.library.custom_op("gskernels::head_tail", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
 def _forward(*operands: Any) -> Tensor:
     inputs = _Inputs(*operands)
-    chosen = find(inputs.implementation)
     head_x, tail_x = inputs.features()
     y = inputs.x.new_empty(inputs.x.shape[0], inputs.labels)
     with without_autocast(inputs.x):
@@ -109,6 +109,7 @@ def _forward(*operands: Any) -> Tensor:
             bias = None if inputs.head_bias is None else inputs.head_bias[labels]
             inputs.put(y, 0, labels, F.linear(head_x, inputs.head_weight[labels], bias))
         for labels, layer in inputs.tail_pieces():
+            chosen = implementation_for(inputs.implementation, FORWARD, tail_x, layer)
             inputs.put(y, inputs.head, labels, chosen.load().forward(tail_x, layer, **chosen.options))
     return y
 
@@ -153,10 +154,12 @@ def _tail_backward(grad_out: Tensor, inputs: _Inputs, wanted: list[bool], gradie
     if not (wanted[0] or wanted[2] or wanted[4]):
         return
     x, start = inputs.features()[1], inputs.x.shape[1] - inputs.tail_dim
-    chosen = find(inputs.implementation if wanted[2] and not wanted[0] else inputs.backward_implementation)
-    module, options = chosen.load(), chosen.options
+    pass_ = BACKWARD if wanted[0] and wanted[2] else GRAD_INPUT if wanted[0] else GRAD_WEIGHT
+    name = inputs.implementation if pass_ == GRAD_WEIGHT else inputs.backward_implementation
     for labels, layer in inputs.tail_pieces():
         grad = inputs.take(grad_out, inputs.head, labels).contiguous()
+        chosen = implementation_for(name, pass_, x, layer)
+        module, options = chosen.load(), chosen.options
         if wanted[0] and wanted[2]:
             dx, gradients[2][labels] = module.backward(grad, x, layer, **options)
             gradients[0][:, start:] += dx
@@ -244,10 +247,9 @@ def head_tail_linear(
     batch = math.prod(x.shape[:-1])
     shape = Shape(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size)
     chosen = choose(shape, DTYPES[x.dtype], kind, implementation)
-    backward = DETERMINISTIC.get(chosen, chosen) if torch.are_deterministic_algorithms_enabled() else chosen
     y = torch.ops.gskernels.head_tail(
         x.reshape(batch, x.shape[-1]), head_weight, tail_weight.contiguous(), *biases, topology.indices, label_order,
-        topology.dim, topology.group_size, piece_bytes, chosen, backward,
+        topology.dim, topology.group_size, piece_bytes, chosen, backward_of(chosen),
     )  # fmt: skip
     return y.view(*x.shape[:-1], len(head_weight) + topology.labels)  # type: ignore[no-any-return]
 

@@ -15,22 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gskernels.dispatch import DETERMINISTIC as DETERMINISTIC
+from gskernels.dispatch import DTYPES as DTYPES
+from gskernels.dispatch import PREFERENCE as PREFERENCE
+from gskernels.dispatch import backward_of, choose, implementation_for
+from gskernels.dispatch import explain as explain
 from gskernels.layer import Layer
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, IMPLEMENTATIONS, Implementation, Shape, find
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
 from gskernels.topology import GroupTopology
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-# The first that supports forward and both gradients is the default of (type of device, whether labels share lists).
-PREFERENCE = {
-    ("cuda", True): ("group_shared/triton", "group_shared/torch"),
-    ("cuda", False): ("fixed_fan_in/cuda", "fixed_fan_in/triton", "fixed_fan_in/gather"),
-    ("cpu", True): ("group_shared/torch",),
-    ("cpu", False): ("fixed_fan_in/csr", "fixed_fan_in/embedding_bag"),
-}
-# Whose grad_input sums in no fixed order, and who does the same work in a fixed one.
-DETERMINISTIC = {
-    "group_shared/triton": "group_shared/triton_deterministic", "group_shared/cuda": "group_shared/cuda_deterministic",
-}  # fmt: skip
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)
 
 
@@ -61,9 +54,10 @@ def _forward(
     x: Tensor, weight: Tensor, indices: Tensor, bias: Tensor | None, dim: int, group_size: int, implementation: str,
     backward_implementation: str,
 ) -> Tensor:  # fmt: skip
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, bias, dim, group_size)
+    chosen = implementation_for(implementation, FORWARD, x, layer)
     with without_autocast(x):
-        y: Tensor = chosen.load().forward(x, layer_of(weight, indices, bias, dim, group_size), **chosen.options)
+        y: Tensor = chosen.load().forward(x, layer, **chosen.options)
     return y
 
 
@@ -76,9 +70,9 @@ def _forward(
 def _grad_input(
     grad_out: Tensor, weight: Tensor, indices: Tensor, dim: int, group_size: int, implementation: str
 ) -> Tensor:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, dim, group_size)
+    chosen = implementation_for(implementation, GRAD_INPUT, grad_out, layer)
     with without_autocast(grad_out):
-        layer = layer_of(weight, indices, None, dim, group_size)
         dx: Tensor = chosen.load().grad_input(grad_out, layer, **chosen.options)
     return dx
 
@@ -92,9 +86,9 @@ def _grad_input(
 def _grad_weight(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> Tensor:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, x.shape[1], group_size)
+    chosen = implementation_for(implementation, GRAD_WEIGHT, x, layer)
     with without_autocast(x):
-        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dw: Tensor = chosen.load().grad_weight(grad_out, x, layer, **chosen.options)
     return dw
 
@@ -108,9 +102,9 @@ def _grad_weight(
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, indices: Tensor, group_size: int, implementation: str
 ) -> tuple[Tensor, Tensor]:
-    chosen = find(implementation)
+    layer = layer_of(weight, indices, None, x.shape[1], group_size)
+    chosen = implementation_for(implementation, BACKWARD, x, layer)
     with without_autocast(x):
-        layer = layer_of(weight, indices, None, x.shape[1], group_size)
         dx, dw = chosen.load().backward(grad_out, x, layer, **chosen.options)
     return dx, dw
 
@@ -162,27 +156,6 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def choose(shape: Shape, dtype: str, device: str, implementation: str | None) -> str:
-    """The name of the implementation. Raises ValueError where the named one, or every default, cannot run."""
-    passes = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
-    if implementation is not None:
-        known: list[Implementation] = [i for i in IMPLEMENTATIONS if i.layout == "sparse" and FORWARD in i.passes]
-        if implementation not in [i.name for i in known]:
-            names = ", ".join(i.name for i in known)
-            raise ValueError(f"implementation {implementation!r} is no sparse layer with a forward; use {names}")
-        reason = find(implementation).unsupported(shape, FORWARD, dtype, device)
-        if reason is not None:
-            raise ValueError(f"implementation {implementation!r} cannot run here: {reason}")
-        return implementation
-    reasons = []
-    for name in PREFERENCE.get((device, shape.group_size > 1), ("group_shared/torch",)):
-        found = [find(name).unsupported(shape, pass_, dtype, device) for pass_ in passes]
-        if not any(found):
-            return name
-        reasons += [reason for reason in found if reason][:1]
-    raise ValueError("no implementation can run here: " + "; ".join(reasons))
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -204,7 +177,7 @@ def linear(
         topology: the index lists (L, D, K, G), on the same device.
         bias: [L], the dtype and device of `x`.
         implementation: a sparse one of `gskernels.IMPLEMENTATIONS` by name, such as "group_shared/torch". By default
-            the fastest one for the device; `PREFERENCE` lists them. Under
+            the one expected to be the fastest, a pass at a time: `explain` says which, and why. Under
             ``torch.use_deterministic_algorithms(True)`` its gradients are summed in a fixed order.
 
     Returns:
@@ -223,10 +196,9 @@ def linear(
     batch = math.prod(x.shape[:-1])
     shape = Shape(batch, topology.dim, topology.labels, topology.fan_in, topology.group_size)
     chosen = choose(shape, DTYPES[x.dtype], kind, implementation)
-    backward = DETERMINISTIC.get(chosen, chosen) if torch.are_deterministic_algorithms_enabled() else chosen
     y = torch.ops.gskernels.forward(
         x.reshape(batch, topology.dim).contiguous(), weight.contiguous(), topology.indices, bias,
-        topology.dim, topology.group_size, chosen, backward,
+        topology.dim, topology.group_size, chosen, backward_of(chosen),
     )  # fmt: skip
     return y.view(*x.shape[:-1], topology.labels)  # type: ignore[no-any-return]
 

@@ -62,7 +62,8 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs.
+    modelled bytes of temporaries beside the outputs. tuned: whether a measurement decides something of it, its
+    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`).
     """
 
     name: str
@@ -75,6 +76,7 @@ class Implementation:
     limit: Limit = no_limit
     workspace: Workspace = no_workspace
     options: Mapping[str, Any] = field(default_factory=dict)
+    tuned: bool = False
 
     @property
     def family(self) -> str:
@@ -149,7 +151,7 @@ def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
     if _on_hopper(shape, item):
         if pass_ == FORWARD:
             return 0
-        if pass_ == GRAD_INPUT or (pass_ == BACKWARD and shape.group_size <= 64):
+        if pass_ == GRAD_INPUT or (pass_ == BACKWARD and shape.group_size <= 32):
             return _ordered_sums(shape)
     wide = math.ceil(shape.batch / 32) * 32 * shape.dim
     forward = math.ceil(shape.batch / 64) * 64 * shape.dim * item if shape.batch > 32 else wide * item
@@ -203,6 +205,12 @@ def _per_label_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
     return batch * dim * item + padded + sums
 
 
+def _apart_workspace(shape: Shape, pass_: str, item: int) -> int:
+    """The larger of what the two passes may need, whoever computes them."""
+    either = (_group_shared_workspace, _group_shared_cuda_workspace)
+    return max(workspace(shape, one, item) for one in (GRAD_INPUT, GRAD_WEIGHT) for workspace in either)
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
     Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL",
@@ -219,24 +227,27 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
                    "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
-                   devices=("cuda",), workspace=_per_label_workspace),
+                   devices=("cuda",), workspace=_per_label_workspace, tuned=True),
     Implementation("fixed_fan_in/cuda", "gskernels.fixed_fan_in.cuda", "sparse",
                    "X^T in shared memory, whole rows, tensor cores; or expanded to dense for cuBLAS, where that is faster",
                    devices=("cuda",), workspace=_per_label_cuda_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
                    "gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_workspace),
+                   workspace=_group_shared_workspace, tuned=True),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
-                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}),
+                   passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),
     Implementation("group_shared/cuda", "gskernels.group_shared.cuda", "sparse",
                    "CUDA C++: gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_cuda_workspace),
+                   workspace=_group_shared_cuda_workspace, tuned=True),
     Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), workspace=_group_shared_ordered_workspace,
-                   options={"deterministic": True}),
+                   options={"deterministic": True}, tuned=True),
+    Implementation("group_shared/apart", "gskernels.group_shared.apart", "sparse",
+                   "one gradient after the other, each by what is fastest for it", devices=("cuda",), passes=(BACKWARD,),
+                   workspace=_apart_workspace),
 )
 
 

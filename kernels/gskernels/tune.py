@@ -3,13 +3,15 @@
 A configuration is a dict of integers: the kernel's tile constants, and `num_warps` and `num_stages`. `choose` looks
 for the one of a (GPU, kernel, shape class) in this order:
 
-1. the table that ships with the package, `tuned/<gpu>.json`;
-2. choices measured earlier: in memory, then on disk in ``${GSKERNELS_CACHE:-~/.cache/gskernels}/tuned.json``, valid
-   for the Triton version and the kernel sources that they were measured with;
+1. choices measured here earlier: in memory, then on disk in ``${GSKERNELS_CACHE:-~/.cache/gskernels}/tuned.json``,
+   as long as they hold (`gskernels.choices`);
+2. the table that ships with the package, `tuned/<gpu>.json`;
 3. where the GPU has a table, the nearest shape class in it, so that nobody waits on a GPU that was tuned for;
 4. a measurement on the caller's own arguments, with cold caches (`GSKERNELS_TUNE=off` forbids it, `full` prefers it
    to step 3);
 5. the first candidate: where measuring is impossible (no GPU, the interpreter, CUDA-graph capture).
+
+Inside of `trials`, every choice is measured on purpose, whatever is known already, and what was found is noted.
 
 `launch` starts a Triton kernel and remembers it. After a call, a harness asks for what ran::
 
@@ -25,21 +27,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Config = dict[str, int]
-CACHE_VERSION = 1
-SAMPLES = 7
-FLUSH_BYTES = 256 << 20  # read before each sample: more than any level-2 cache holds
+from gskernels import choices
+from gskernels.choices import Config as Config
+from gskernels.trials import Clock, Trial, cold, tried
 
 _chosen: dict[str, Config] = {}  # full key -> configuration
 _launched: dict[str, tuple[Any, Config]] = {}  # kernel -> (compiled kernel or its facts, configuration)
@@ -50,13 +48,14 @@ _disk_read = False
 
 
 def shape_class(
-    *, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype, rows: str = "aligned"
-) -> str:
-    """The name under which shapes share a configuration: sizes rounded up to powers of two, L to powers of 16.
+    *, batch: int, dim: int, labels: int, fan_in: int, group_size: int, dtype: torch.dtype, rows: str = "aligned",
+    label_base: int = 16,
+) -> str:  # fmt: skip
+    """The name under which shapes share a configuration: sizes rounded up to powers of two, L to powers of `label_base`.
 
     rows: a word for what tells shapes of the same sizes apart, such as rows of a length that 16-byte pieces do not fit.
     """
-    many = 16 ** math.ceil(math.log(labels, 16) - 1e-9)
+    many = label_base ** math.ceil(math.log(labels, label_base) - 1e-9)
     return (
         f"B{power_of_two(min(batch, 4096))} D{power_of_two(dim)} L{many} K{power_of_two(fan_in)} "
         f"G{power_of_two(group_size)} {rows} {str(dtype).removeprefix('torch.')}"
@@ -109,32 +108,40 @@ def choose(
     *,
     legal: Callable[[Config], bool] = lambda config: True,
     measure: bool = True,
+    on_purpose: bool = False,
 ) -> Config:
     """The configuration for `kernel` at a shape class; `run(config)` makes the call that is timed.
 
     candidates: the first is the default. like: a tensor on the device in question. legal: whether a configuration
     from a table fits the actual shape. measure: False never times (for results that must not depend on noise).
+    on_purpose: time inside of `trials` only; elsewhere what no table knows takes the default.
     """
     full = f"{gpu_name(like)}|{kernel}|{shape}"
+    if _session is not None and measure and len(candidates) > 1 and full not in {trial.key for trial in _session.found}:
+        trial = tried(full, candidates, run, _session.clock)
+        _session.found.append(trial)
+        _chosen[full] = trial.config
+        return trial.config
+    if measure:
+        _read_disk_once()
     if full in _chosen and legal(_chosen[full]):
         return _chosen[full]
-    table = packaged(gpu_name(like))
+    table = choices.packaged(gpu_name(like))
     found: Config | None = table.get(f"{kernel}|{shape}")
     mode = os.environ.get("GSKERNELS_TUNE", "auto")
-    measurable = measure and mode != "off" and can_measure(like) and len(candidates) > 1
-    if found is None and measure:
-        _read_disk_once()
-        found = _chosen.get(full)
+    measurable = measure and not on_purpose and mode != "off" and can_measure(like) and len(candidates) > 1
     if found is None and not (measurable and mode == "full"):
         found = nearest(table, kernel, shape, legal)
     if found is not None and legal(found):
         _chosen[full] = found
         return found
     if measurable:
-        _chosen[full] = fastest(candidates, run, like)
-        _write_disk({full: _chosen[full]})
+        _chosen[full] = tried(full, candidates, run, functools.partial(cold, like=like)).config
+        choices.write_cache(choices.cache_path(), {full: _chosen[full]})
         return _chosen[full]
-    return candidates[0]  # not kept: the next call may be able to measure
+    if on_purpose:
+        _chosen[full] = dict(candidates[0])
+    return candidates[0]  # else not kept: the next call may be able to measure
 
 
 def can_measure(like: Tensor) -> bool:
@@ -161,111 +168,38 @@ def multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count if index >= 0 else 4
 
 
-def fastest(candidates: Sequence[Config], run: Callable[[Config], object], like: Tensor) -> Config:
-    """Time every candidate on the current stream, caches cold, and return the one of the lowest median."""
-    timed: list[tuple[float, int]] = []
-    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=like.device)
-    for number, config in enumerate(candidates):
-        try:
-            run(config)
-        except Exception as error:  # does not fit this GPU (shared memory, registers): another one will
-            if type(error).__name__ not in ("OutOfResources", "PTXASError", "CompilationError"):
-                raise
-            continue
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(SAMPLES)]
-        for start, stop in events:
-            flush.max()
-            start.record()
-            run(config)
-            stop.record()
-        events[-1][1].synchronize()
-        timed.append((sorted(start.elapsed_time(stop) for start, stop in events)[SAMPLES // 2], number))
-    return dict(candidates[min(timed)[1]]) if timed else dict(candidates[0])
+# ---- trials -----------------------------------------------------------------------------------------------------
 
 
-# ---- where choices are kept -------------------------------------------------------------------------------------
+class _Session(NamedTuple):
+    clock: Clock
+    found: list[Trial]
 
 
-@functools.cache
-def packaged(gpu: str) -> dict[str, Config]:
-    """The table that ships for a GPU: {"kernel|shape class": configuration}; empty if there is none."""
-    path = Path(__file__).with_name("tuned") / f"{gpu.lower().replace(' ', '_')}.json"
-    return parse(path.read_text(), None) if path.is_file() else {}
+_session: _Session | None = None
 
 
-def parse(text: str, valid_for: str | None) -> dict[str, Config]:
-    """The choices in a cache or table; empty if it is damaged or was measured with something else than `valid_for`."""
+@contextlib.contextmanager
+def trials(clock: Clock, found: list[Trial] | None = None) -> Iterator[list[Trial]]:
+    """While this is open, every `choose` with several candidates measures them by `clock`, once a (kernel, shape class).
+
+    found: of trials before; what is in it is not measured again. The list fills as it happens. The winners are used from
+    then on in this process; nothing is written to disk.
+    """
+    global _session
+    before, _session = _session, _Session(clock, [] if found is None else found)
     try:
-        data = json.loads(text)
-        if data["version"] != CACHE_VERSION or (valid_for is not None and data["valid_for"] != valid_for):
-            return {}
-        return {str(key): {str(k): int(v) for k, v in config.items()} for key, config in data["choices"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
-
-
-def dump(choices: Mapping[str, Config], valid_for: str) -> str:
-    """JSON with one choice a line."""
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(config)}" for key, config in sorted(choices.items()))
-    return f'{{"version": {CACHE_VERSION}, "valid_for": {json.dumps(valid_for)}, "choices": {{\n{lines}\n}}}}\n'
-
-
-def cache_path() -> Path:
-    return Path(os.environ.get("GSKERNELS_CACHE") or Path.home() / ".cache" / "gskernels") / "tuned.json"
-
-
-@functools.cache
-def fingerprint() -> str:
-    """Triton's version and a digest of the kernel sources: what a measured choice depends on."""
-    try:
-        import triton
-
-        version = str(triton.__version__)
-    except ImportError:
-        version = "none"
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*triton*.py")):
-        digest.update(path.read_bytes())
-    return f"triton {version}, kernels {digest.hexdigest()[:16]}"
-
-
-def read_cache(path: Path, valid_for: str) -> dict[str, Config]:
-    """The choices on disk. Whatever is wrong with the file, the answer is only that it holds none."""
-    try:
-        return parse(path.read_text(), valid_for)
-    except (OSError, UnicodeDecodeError):
-        return {}
-
-
-def write_cache(path: Path, choices: Mapping[str, Config], valid_for: str) -> bool:
-    """Add choices to the file: read, merge, write to a temporary name, rename. False if that is not possible."""
-    merged = read_cache(path, valid_for) | dict(choices)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(dump(merged, valid_for))
-            os.replace(name, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError:
-        return False
-    return True
+        yield _session.found
+    finally:
+        _session = before
 
 
 def _read_disk_once() -> None:
     global _disk_read
     if not _disk_read:
         _disk_read = True
-        for key, config in read_cache(cache_path(), fingerprint()).items():
+        for key, config in choices.read_cache(choices.cache_path()).items():
             _chosen.setdefault(key, config)
-
-
-def _write_disk(choices: Mapping[str, Config]) -> None:
-    write_cache(cache_path(), choices, fingerprint())
 
 
 def forget() -> None:

@@ -83,6 +83,20 @@ def test_the_memory_model_knows_the_sums_of_grad_input(problem: Problem) -> None
     assert 4 * problem.dim * 64 * plan.blocks == pytest.approx(modelled, rel=0.04) or problem.labels < 10_000
 
 
+def test_every_candidate_of_the_forward_fits_and_spills_nothing() -> None:
+    problem = replace(DEFAULT, dim=384, fan_in=128, group_size=16)
+    shape, configs, plans = hopper.tuned_forward(problem, H200, False)
+    assert plans[0] == hopper.forward_plan(problem, H200)
+    assert configs == [{name: plan.macros[name] for name in ("WARPGROUPS", "STAGES")} for plan in plans]
+    assert len(configs) == len({tuple(config.values()) for config in configs}) > 1
+    assert f" {len(plans)}plans " in shape
+    for plan in plans:
+        assert plan.shared_bytes <= H200.shared_bytes - hopper.RESERVED
+        needs = jit.compile("group_shared/hopper_forward.cu", "sm_90a", plan.macros).kernels["hopper_forward"]
+        assert needs.spills == needs.stack == 0
+        assert needs.registers * plan.threads <= 65_536
+
+
 def test_the_default_point_fills_the_gpu() -> None:
     plan = hopper.forward_plan(DEFAULT, H200)
     assert plan is not None

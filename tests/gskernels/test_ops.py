@@ -22,9 +22,9 @@ SPARSE = [
     for i in IMPLEMENTATIONS if i.layout == "sparse" and FORWARD in i.passes for device in i.devices
 ]  # fmt: skip
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-# The default of each device, and what a GPU has besides.
-CHOICES = [("cpu", None), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in (None, "group_shared/cuda"))]
-ON_GPU = [None, "group_shared/cuda"]
+# The default of each device, and the two that a GPU's default picks from.
+ON_GPU = [None, "group_shared/cuda", "group_shared/triton"]
+CHOICES = [("cpu", None), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ON_GPU)]
 
 
 def _topology(implementation: str | None, device: str = "cpu") -> GroupTopology:

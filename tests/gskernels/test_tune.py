@@ -1,15 +1,18 @@
-"""The choice of configurations: shape classes, tables, the cache and its faults. No GPU is needed."""
+"""The choice of configurations: shape classes, tables and trials. No GPU is needed. Files: test_choices.py."""
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gskernels import tune
+from gskernels import choices, trials, tune
+from gskernels.choices import Config
+from gskernels.trials import Clock, Trial
 
 SHAPE: dict[str, Any] = {
     "batch": 256, "dim": 768, "labels": 655_360, "fan_in": 64, "group_size": 32, "dtype": torch.bfloat16,
@@ -53,7 +56,7 @@ def test_nearest_prefers_the_sizes_that_matter() -> None:
 
 
 def test_without_a_gpu_the_first_candidate_is_taken_and_nothing_is_kept(own_cache: Path) -> None:
-    def never(config: tune.Config) -> None:
+    def never(config: Config) -> None:
         raise AssertionError("timed without a GPU")
 
     assert tune.choose("k", named(), CANDIDATES, never, torch.empty(1)) == CANDIDATES[0]
@@ -62,7 +65,7 @@ def test_without_a_gpu_the_first_candidate_is_taken_and_nothing_is_kept(own_cach
 
 def test_a_choice_on_disk_is_used_if_it_is_legal(own_cache: Path) -> None:
     full = f"cpu|k|{named()}"
-    assert tune.write_cache(own_cache, {full: CANDIDATES[1]}, tune.fingerprint())
+    assert choices.write_cache(own_cache, {full: CANDIDATES[1]})
     chosen = tune.choose("k", named(), CANDIDATES, lambda c: None, torch.empty(1))
     assert chosen == CANDIDATES[1]
     tune.forget()
@@ -71,58 +74,80 @@ def test_a_choice_on_disk_is_used_if_it_is_legal(own_cache: Path) -> None:
 
 
 def test_deterministic_results_do_not_depend_on_the_cache(own_cache: Path) -> None:
-    tune.write_cache(own_cache, {f"cpu|k|{named()}": CANDIDATES[1]}, tune.fingerprint())
+    choices.write_cache(own_cache, {f"cpu|k|{named()}": CANDIDATES[1]})
     assert tune.choose("k", named(), CANDIDATES, lambda c: None, torch.empty(1), measure=False) == CANDIDATES[0]
 
 
-def test_writing_merges_and_leaves_no_temporary_files(own_cache: Path) -> None:
-    for key, value in (("a", 1), ("b", 2), ("a", 3)):
-        assert tune.write_cache(own_cache, {key: {"x": value}}, "now")
-    assert tune.read_cache(own_cache, "now") == {"a": {"x": 3}, "b": {"x": 2}}
-    assert [p.name for p in own_cache.parent.iterdir()] == [own_cache.name]
+# ---- trials -----------------------------------------------------------------------------------------------------
 
 
-def test_choices_of_other_kernels_or_of_another_triton_are_not_read(own_cache: Path) -> None:
-    tune.write_cache(own_cache, {"a": {"x": 1}}, "then")
-    assert tune.read_cache(own_cache, "now") == {}
+class OutOfResources(Exception):
+    """As Triton's, of which only the name counts."""
+
+
+def clock_of(speeds: dict[int, float]) -> Clock:
+    """Says of a call what `speeds` has for the BLOCK that it runs with."""
+
+    def clock(calls: Sequence[Callable[[], object]]) -> list[float]:
+        return [speeds[int(str(call()))] for call in calls]
+
+    return clock
+
+
+def run(config: Config) -> int:
+    if config["BLOCK"] > 256:
+        raise OutOfResources
+    return config["BLOCK"]
+
+
+def test_a_trial_measures_every_candidate_whatever_is_known_and_its_winner_is_used(own_cache: Path) -> None:
+    wider = [*CANDIDATES, {"BLOCK": 256}, {"BLOCK": 512}]
+    assert choices.write_cache(own_cache, {f"cpu|k|{named()}": CANDIDATES[0]})
+    with tune.trials(clock_of({64: 3.0, 128: 1.0, 256: 2.0})) as found:
+        for _ in range(2):  # the second call finds it decided
+            assert tune.choose("k", named(), wider, run, torch.empty(1)) == wider[1]
+        tune.choose("one candidate", named(), wider[:1], run, torch.empty(1))
+        tune.choose("in a fixed order", named(), wider, run, torch.empty(1), measure=False)
+    (trial,) = found
+    assert trial.key == f"cpu|k|{named()}"
+    assert trial.milliseconds == (3.0, 1.0, 2.0, math.inf)
+    assert (trial.winner, trial.runner_up, trial.config) == (1, 2, wider[1])
+    assert trial.gain == pytest.approx(2 / 3)
+    assert tune.choose("k", named(), wider, run, torch.empty(1)) == wider[1]
+    assert choices.read_cache(own_cache) == {f"cpu|k|{named()}": CANDIDATES[0]}
 
 
 @pytest.mark.parametrize(
-    "damage",
-    ["", "{", "[]", "null", '{"version": 1}', '{"version": 99, "valid_for": "now", "choices": {}}',
-     '{"version": 1, "valid_for": "now", "choices": []}',
-     '{"version": 1, "valid_for": "now", "choices": {"a": {"x": "y"}}}'],
+    ("milliseconds", "winner", "runner_up", "gain"),
+    [((1.0, 0.995), 0, 1, 0.0), ((1.0, 0.98, 0.981), 1, 2, 0.02), ((math.inf, 2.0), 1, None, None),
+     ((math.inf, math.inf), 0, None, None), ((1.0,), 0, None, 0.0)],
 )  # fmt: skip
-def test_a_damaged_cache_holds_nothing_and_is_replaced(own_cache: Path, damage: str) -> None:
-    own_cache.write_text(damage)
-    assert tune.read_cache(own_cache, "now") == {}
-    assert tune.write_cache(own_cache, {"a": {"x": 1}}, "now")
-    assert tune.read_cache(own_cache, "now") == {"a": {"x": 1}}
+def test_a_later_candidate_wins_beyond_noise_only(
+    milliseconds: tuple[float, ...], winner: int, runner_up: int | None, gain: float | None
+) -> None:
+    trial = Trial("g|k|s", tuple({"BLOCK": i} for i in range(len(milliseconds))), milliseconds)
+    assert (trial.winner, trial.runner_up) == (winner, runner_up)
+    assert trial.gain == (None if gain is None else pytest.approx(gain))
 
 
-def test_bytes_that_are_no_text_and_a_folder_in_the_way_are_survived(own_cache: Path) -> None:
-    own_cache.write_bytes(b"\xff\xfe\x00")
-    assert tune.read_cache(own_cache, "now") == {}
-    own_cache.unlink()
-    own_cache.mkdir()
-    assert tune.read_cache(own_cache, "now") == {}
-    assert not tune.write_cache(own_cache, {"a": {"x": 1}}, "now")
+def test_what_is_tuned_on_purpose_takes_its_default_until_then() -> None:
+    def choose() -> Config:
+        return tune.choose("k", named(), CANDIDATES, run, torch.empty(1), on_purpose=True)
+
+    assert choose() == CANDIDATES[0]
+    with tune.trials(clock_of({64: 3.0, 128: 1.0})):
+        assert choose() == CANDIDATES[1]
+    assert choose() == CANDIDATES[1]
 
 
-def test_a_cache_that_cannot_be_written_is_not_fatal(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert not tune.write_cache(tmp_path / "file" / "tuned.json", {"a": {"x": 1}}, "now")
+def test_a_fault_of_a_candidate_is_no_reason_to_pass_it_over() -> None:
+    def broken(config: Config) -> None:
+        raise RuntimeError("illegal address")
 
-
-@pytest.mark.parametrize("path", sorted(Path(tune.__file__).with_name("tuned").glob("*.json")), ids=lambda p: p.stem)
-def test_packaged_tables_name_what_kernels_understand(path: Path) -> None:
-    table = tune.parse(path.read_text(), None)
-    assert len(table) == len(json.loads(path.read_text())["choices"]) > 0
-    for key, config in table.items():
-        kernel, shape = key.split("|")
-        assert {"num_warps", "num_stages", "BLOCK_B"} <= set(config)
-        assert tune.distance(shape, shape) == 0
-        assert tune.nearest(table, kernel, shape) == config
+    with tune.trials(clock_of({})) as found, pytest.raises(RuntimeError, match="illegal address"):
+        tune.choose("k", named(), CANDIDATES, broken, torch.empty(1))
+    assert found == []
+    assert tune.choose("k", named(), CANDIDATES, broken, torch.empty(1)) == CANDIDATES[0]  # the trials are over
 
 
 def test_what_was_launched_is_described() -> None:
@@ -141,7 +166,7 @@ def test_the_faster_candidate_is_measured_once_and_kept_on_disk(own_cache: Path)
     x = torch.ones(1 << 22, device="cuda")
     ran: list[int] = []
 
-    def run(config: tune.Config) -> None:
+    def run(config: Config) -> None:
         ran.append(config["times"])
         for _ in range(config["times"]):
             x.add_(1)
@@ -151,9 +176,9 @@ def test_the_faster_candidate_is_measured_once_and_kept_on_disk(own_cache: Path)
     for _ in range(2):
         chosen = tune.choose("a kernel without a table", shape, candidates, run, x)
         assert chosen == candidates[1]
-        assert ran.count(20) == tune.SAMPLES + 1
+        assert ran.count(20) == trials.SAMPLES + 1
         tune.forget()
-    assert tune.read_cache(own_cache, tune.fingerprint())
+    assert choices.read_cache(own_cache)
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
+from gskernels.choices import Config
 from gskernels.cuda import jit
 
 try:
@@ -64,7 +65,7 @@ class Kernel:
     binary: the machine code it is part of. resources: its registers, spills, stack and static shared memory.
     """
 
-    def __init__(self, binary: jit.Binary, name: str, config: tune.Config, device_index: int) -> None:
+    def __init__(self, binary: jit.Binary, name: str, config: Config, device_index: int) -> None:
         """Loads the machine code. Raises LaunchError where the driver refuses it, KeyError without such a kernel."""
         self.name, self.binary, self.config, self.device_index = name, binary, config, device_index
         self.resources = binary.kernels[name]

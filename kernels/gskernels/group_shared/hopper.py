@@ -14,19 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gskernels.choices import Config
 from gskernels.cuda.launch import TensorMap, kernel, tensor_map
 from gskernels.group_shared import portable
 from gskernels.group_shared.portable import Machine
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
-from gskernels.tune import cdiv
+from gskernels.tune import cdiv, choose, shape_class
 
 ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
 TILE_BYTES = 8192 + 16  # of dY in grad_input: 64 labels of 64 rows, two barriers
+# Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
+# `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
+FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4), (3, 3), (3, 4), (2, 3), (2, 4))
 
 
 @dataclass(frozen=True)
@@ -70,21 +74,38 @@ def common_macros(problem: Problem, most: int) -> dict[str, int | str] | None:
 
 
 def forward_plan(problem: Problem, gpu: Machine, bias: bool = False) -> Plan | None:
-    """The most warpgroups and stages that shared memory has room for."""
-    macros = common_macros(problem, TILE)
-    if macros is None or problem.labels % 8:  # the copy engine wants rows of Y that begin on 16 bytes
-        return None
-    lists = TILE // int(macros["G"]) * problem.fan_in * 2
-    for warpgroups, stages in ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1)):
+    """The default of `forward_plans`: the most warpgroups and, after them, stages that shared memory has room for."""
+    return next(iter(forward_plans(problem, gpu, bias)), None)
+
+
+def forward_plans(problem: Problem, gpu: Machine, bias: bool = False) -> list[Plan]:
+    """A plan for each number of warpgroups and stages that shared memory has room for, the default first."""
+    common = common_macros(problem, TILE)
+    if common is None or problem.labels % 8:  # the copy engine wants rows of Y that begin on 16 bytes
+        return []
+    lists = TILE // int(common["G"]) * problem.fan_in * 2
+    slices, plans = cdiv(problem.batch, 64), []
+    for warpgroups, stages in FORWARD_CHOICES:
         shared = problem.dim * 128 + warpgroups * (stages * (TILE * problem.fan_in * 2 + lists) + 2 * TILE * 128)
         if shared + RESERVED <= gpu.shared_bytes:
-            break
-    else:
-        return None
-    slices = cdiv(problem.batch, 64)
-    parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE), warpgroups)))
-    macros |= {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias)}
-    return Plan(macros, warpgroups * 128, shared, slices, slices * parts)
+            parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE), warpgroups)))
+            macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias)}
+            plans.append(Plan(macros, warpgroups * 128, shared, slices, slices * parts))
+    return plans
+
+
+@functools.lru_cache(maxsize=1024)
+def tuned_forward(problem: Problem, gpu: Machine, bias: bool) -> tuple[str, list[Config], list[Plan]]:
+    """What the choice among `forward_plans` needs: the shape class, and configurations beside their plans.
+
+    How many plans there are is part of the class, so that what is chosen for one of its shapes fits all.
+    """
+    plans = forward_plans(problem, gpu, bias)
+    shape = shape_class(
+        batch=problem.batch, dim=problem.dim, labels=problem.labels, fan_in=problem.fan_in,
+        group_size=problem.group_size, dtype=problem.dtype, rows=f"{len(plans)}plans",
+    )  # fmt: skip
+    return shape, [{name: int(plan.macros[name]) for name in ("WARPGROUPS", "STAGES")} for plan in plans], plans
 
 
 def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
@@ -155,8 +176,16 @@ def _label_map(y: Tensor, rows: int) -> TensorMap:
 
 def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """x [B, D] -> y [B, L], plus the bias if the layer has one."""
-    plan = forward_plan(problem, _gpu(x), layer.bias is not None)
-    assert plan is not None
+    shape, configs, plans = tuned_forward(problem, _gpu(x), layer.bias is not None)
+    config = choose(
+        "group_shared.cuda.forward", shape, configs,
+        lambda one: _forward(x, layer, problem, plans[configs.index(one)]), x,
+        legal=configs.__contains__, on_purpose=True,
+    )  # fmt: skip
+    return _forward(x, layer, problem, plans[configs.index(config)])
+
+
+def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
     args = (weights, _label_map(y, 64), x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
@@ -171,12 +200,11 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
     device, group = grad_out.get_device(), int(plan.macros["G"])
-    weights = tensor_map(
-        layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, min(group, 32)), 128
-    )  # fmt: skip
+    box = (64, min(group, 32))
+    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
     args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.batch, problem.dim, problem.labels,
-            plan.slices, *plan.stages)  # fmt: skip
+            plan.slices, plan.stages[0], plan.stages[1])  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)
