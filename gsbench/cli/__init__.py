@@ -19,6 +19,7 @@ from gsbench.cli import (
     exchange,
     gate,
     list_,
+    profile,
     report,
     run,
     selftest,
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("report")(report.report)
+app.command("profile")(profile.profile)
 app.command("show")(show.show)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)

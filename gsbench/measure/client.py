@@ -28,6 +28,14 @@ class WorkerGone(Exception):
         self.status, self.reason, self.key = status, reason, key
 
 
+def child_environment(library: Sequence[Path] = ()) -> dict[str, str]:
+    """The environment of a process that imports what this one imports; `library`: folders to import from before all."""
+    root = Path(__file__).parent.parent.parent
+    paths = [str(root), str(root / "kernels")] if (root / "kernels").is_dir() else []
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, library), *paths, *inherited])}
+
+
 class WorkerClient:
     """Starts a worker on a device and waits for its hello. Raises UserError / NothingMeasured if it refuses."""
 
@@ -39,13 +47,10 @@ class WorkerClient:
         self._silence_s = silence_s
         self._key = ""
         self._log = open(log, "ab")  # noqa: SIM115 - held until close()
-        root = Path(__file__).parent.parent.parent
-        paths = [str(root), str(root / "kernels")] if (root / "kernels").is_dir() else []
-        inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gsbench.measure.worker", device, *(["partner"] if partner else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, library), *paths, *inherited])},
+            env=child_environment(library),
         )  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._pump, daemon=True).start()

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Bits of nvmlClocksEventReasons (nvml.h).
+REASONS = {
+    0x1: "gpu_idle", 0x2: "applications_clocks_setting", 0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown", 0x40: "hw_thermal_slowdown", 0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}  # fmt: skip
 THERMAL = 0x20 | 0x40 | 0x80  # software thermal, hardware thermal, hardware power brake
 HARDWARE_SLOWDOWN = 0x08
 POWER_CAP = 0x04
@@ -23,6 +28,10 @@ class Reading:
     temperature_c: int
     reasons: int
     used_bytes: int
+
+    def reason_names(self) -> list[str]:
+        """The clock-event reasons that stand, by name."""
+        return [name for bit, name in REASONS.items() if self.reasons & bit]
 
 
 @dataclass
