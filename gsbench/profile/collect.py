@@ -133,7 +133,7 @@ def _counters(job: Job, cases: Sequence[Case], profiles: dict[str, Profile]) -> 
             try:
                 counted = ncu.count(path, metrics, part == "bytes", program, child_environment(), _TIMEOUT_S)
             except ncu.NoCounters as e:
-                _lack(profiles, cases, str(e), *parts[parts.index(part):])
+                _lack(profiles, cases, str(e), *parts[parts.index(part) :])
                 return
         for case, rows, after in zip(cases, counted.calls, counted.after, strict=False):
             profile = profiles[case.key]
@@ -141,7 +141,7 @@ def _counters(job: Job, cases: Sequence[Case], profiles: dict[str, Profile]) -> 
                 profiles[case.key] = replace(profile, counters=tuple(judged(ncu.counters(row)) for row in rows))
             else:
                 profiles[case.key] = replace(profile, bytes=_bytes(profile, rows, after, counted.passes))
-        _lack(profiles, cases[len(counted.calls):], "ncu counted no kernel of it", part)
+        _lack(profiles, cases[len(counted.calls) :], "ncu counted no kernel of it", part)
 
 
 def _bytes(profile: Profile, rows: Sequence[ncu.Row], after: Sequence[ncu.Row], passes: int) -> Bytes:

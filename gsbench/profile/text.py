@@ -26,9 +26,7 @@ def tables(profile: Profile) -> list[Table]:
             f"idle between {b.between_us:.1f}, host {b.host_us:.1f}"
         )
         whole = sum(k.total_us for k in b.kernels) or 1.0
-        rows = [
-            (short(k.name), f"{k.launches:g}", f"{k.total_us:.1f}", f"{k.total_us / whole:.0%}") for k in b.kernels[:12]
-        ]
+        rows = [(short(k.name), f"{k.launches:g}", f"{k.total_us:.1f}", f"{k.total_us / whole:.0%}") for k in b.kernels[:12]]
         found.append(Table(head, ("kernel" if b.device == "cuda" else "operator", "a call", "us", "of the work"), rows))
     if profile.counters:
         named: list[tuple[str, Callable[[KernelCounters], str]]] = [
