@@ -11,6 +11,7 @@ import sys
 import typer
 
 from gsbench.cli import (
+    advise,
     baseline,
     compare,
     data,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("profile")(profile.profile)
+app.command("advise")(advise.advise)
 app.command("show")(show.show)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
