@@ -3,7 +3,8 @@
 A time is the byte model's (the larger of fewest bytes over measured bandwidth and useful FLOPs over measured rate) times a
 factor. The factor's logarithm is taken as linear in the logarithms of B, D, L, K and G around the case: weighted least
 squares over the implementation's records of that pass, weights falling by e a doubling of distance. How wrong that is, is
-measured: each record is estimated from the others (those of the same point left out as well).
+measured: each record is estimated from the others (those of the same point left out as well), and the error that this
+makes a doubling of distance is stated for the distance of the case.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gskernels.table import Implementation, Shape
 NEAR = 2.0  # doublings, summed over the axes, beyond which no record speaks for a case
 _RIDGE = 0.01  # of the slopes: where records differ on one axis only, the others' slopes are zero
 _SAME = 0.01
+_LEAST = 0.5  # doublings for which an error is stated at least: what no size tells, such as rows off 16 bytes, matters too
 _FEWEST = 3  # records
 
 
@@ -54,8 +56,8 @@ class Near:
 
 @dataclass(frozen=True)
 class Estimate:
-    """error: how far off such estimates are, relative, for half and for nine tenths of the records; None where too few
-    records have others as near as this case has. distance 0: the case itself was recorded."""
+    """error: how far off such estimates are at this distance, relative, for half and for nine tenths of the records; None
+    where too few records have others near. distance 0: the case itself was recorded."""
 
     ms: float
     distance: float
@@ -205,16 +207,15 @@ def _fitted(seen: Sequence[Seen], at: Sequence[float]) -> float:
 
 
 def _errors(seen: Sequence[Seen], distance: float) -> tuple[float | None, float | None]:
-    """Relative errors when each record is estimated from the others, for half and nine tenths of them. Only records with
-    another within a doubling count, or within `NEAR` where these are too few or the case itself has none so near."""
-    found = []  # (distance of the nearest other record, error)
+    """Relative errors at that distance, for half and nine tenths of the records: each is estimated from the others, and its
+    error divided by its distance from the nearest of them. Records that are alone do not count."""
+    rates = []
     for one in seen:
         others = [other for other in seen if _distance(one.at, other.at) >= _SAME]
         nearest = min((_distance(one.at, other.at) for other in others), default=math.inf)
         if len(others) >= _FEWEST and nearest <= NEAR + _SAME:
-            found.append((nearest, abs(_fitted(others, one.at) / one.factor - 1)))
-    for reach in (1.0, NEAR) if distance <= 1.0 else (NEAR,):
-        errors = [error for nearest, error in found if nearest <= reach + _SAME]
-        if len(errors) >= _FEWEST:
-            return float(np.quantile(errors, 0.5)), float(np.quantile(errors, 0.9))
-    return None, None
+            rates.append(abs(_fitted(others, one.at) / one.factor - 1) / nearest)
+    if len(rates) < _FEWEST:
+        return None, None
+    reach = max(distance, _LEAST)
+    return float(np.quantile(rates, 0.5)) * reach, float(np.quantile(rates, 0.9)) * reach

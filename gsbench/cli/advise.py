@@ -23,9 +23,9 @@ def advise(
         Optional[list[Path]],  # noqa: UP045
         typer.Argument(metavar="[RUN]...", help="Runs, or folders of them (default: results/baselines)."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="B.")] = 0,
-    dim: Annotated[int, typer.Option(min=1, help="D, the encoder's width.")] = 0,
-    labels: Annotated[int, typer.Option(min=1, help="L.")] = 0,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="B.")] = None,  # noqa: UP045
+    dim: Annotated[Optional[int], typer.Option(min=1, help="D, the encoder's width.")] = None,  # noqa: UP045
+    labels: Annotated[Optional[int], typer.Option(min=1, help="L.")] = None,  # noqa: UP045
     fan_in: Annotated[Optional[int], typer.Option(min=1, help="K, where it is settled.")] = None,  # noqa: UP045
     group_size: Annotated[Optional[int], typer.Option(min=1, help="G, where it is settled.")] = None,  # noqa: UP045
     memory: Annotated[str, typer.Option(help="What the layer may take, such as 24GiB (default: the device's memory).")] = "",
@@ -46,8 +46,8 @@ def advise(
     from gsbench.implementations import all_implementations
     from gskernels.table import FLOATS, Shape
 
-    missing = [name for name, value in (("--batch", batch), ("--dim", dim), ("--labels", labels)) if not value]
-    if missing:
+    if batch is None or dim is None or labels is None:
+        missing = [name for name, value in (("--batch", batch), ("--dim", dim), ("--labels", labels)) if value is None]
         raise UserError(f"needs {', '.join(missing)}, such as: gsbench advise --batch 256 --dim 768 --labels 670091")
     for option, value, allowed in (("--for", what, tuple(WHAT)), ("--dtype", dtype, FLOATS)):
         if value not in allowed:

@@ -33,7 +33,7 @@ def test_the_command_line_starts_light():
      "export.pytest_benchmark", "export.tables", "export.github_action", "cli.exchange", "checkout", "cli.against",
      "pytest_plugin", "changepoints", "trend", "report.trends", "cli.trend",
      "tuning", "cli.tune",
-     "profile.collect", "profile.cases", "profile.text", "cli.profile",
+     "profile.collect", "profile.cases", "profile.text", "cli.profile", "advise.answer", "cli.advise",
      "cli.train", "cli.evaluate", "cli.data", "train.config", "train.metrics", "train.data.sources", "train.data.wordnet"],
 )  # fmt: skip
 def test_the_harness_outside_of_the_worker_imports_no_torch(module):
