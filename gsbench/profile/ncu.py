@@ -184,8 +184,8 @@ def passes(log: str) -> int:
 
 def lacking_metrics(log: str, metrics: Sequence[str]) -> set[str]:
     """Those of the metrics that ncu says it cannot find."""
-    complaints = [line for line in log.splitlines() if re.match(r"==(ERROR|WARNING)==", line) and "metric" in line.lower()]
-    return {metric for metric in metrics for line in complaints if metric in line or f" {metric.split('.')[0]} " in line}
+    said = [line for line in log.splitlines() if line.startswith("==ERROR==") and "metric" in line]
+    return {metric for metric in metrics for line in said if re.search(rf"\b{metric.split('.')[0]}\b", line)}
 
 
 def complaint(log: str, returncode: int) -> str:

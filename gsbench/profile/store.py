@@ -36,12 +36,16 @@ def write(run: Path, profile: Profile) -> Path:
 
 
 def read(run: Path) -> list[Profile]:
-    """The profiles beside a run, by file name; none is fine. Raises UserError that names a file it cannot read,
-    NothingMeasured for one of a newer schema."""
-    return [_read(file) for file in sorted((run / FOLDER).glob("*.json"))]
+    """The profiles beside a run, by file name; none is fine. Raises as `read_file` does."""
+    return [read_file(file) for file in files(run)]
 
 
-def _read(file: Path) -> Profile:
+def files(run: Path) -> list[Path]:
+    return sorted((run / FOLDER).glob("*.json"))
+
+
+def read_file(file: Path) -> Profile:
+    """Raises UserError that names the file and what is wrong with it, NothingMeasured for one of a newer schema."""
     try:
         data = json.loads(file.read_text())
         if isinstance(data, dict) and isinstance(data.get("schema"), int) and data["schema"] > SCHEMA:

@@ -17,7 +17,7 @@ from gsbench.policy import load
 from gsbench.store import read_run
 from tests.gsbench import outside
 
-DOCUMENTS = ["docs/gate.md", ".github/workflows/gate-on.yml", "README.md"]
+DOCUMENTS = ["docs/gate.md", "docs/profiling.md", ".github/workflows/gate-on.yml", "README.md"]
 
 
 def test_it_is_listed_verified_and_measured_like_the_others(tmp_path: Path) -> None:

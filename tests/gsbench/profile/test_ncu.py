@@ -97,7 +97,7 @@ def test_a_metric_that_the_gpu_lacks_is_left_out_and_the_rest_counted(tmp_path):
     (tmp_path / "sample").write_text(ncu_log([MARKER, HOPPER, MARKER], passes=1))
     body = f"""
 if "lts__t_sector_hit_rate.pct" in metrics:
-    open(log, "w").write("==ERROR== Failed to find metric lts__t_sector_hit_rate.pct\\n")
+    open(log, "w").write("==ERROR== Failed to find metric regex:^lts__t_sector_hit_rate\\\\.(sum|pct)$\\n")
     sys.exit(1)
 open(log, "w").write(open({str(tmp_path / "sample")!r}).read())
 """
