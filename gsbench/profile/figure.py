@@ -27,7 +27,7 @@ def draw(timeline: Timeline, heading: str, file: Path) -> None:
     ]
     spans = timeline.reason_spans()
     shade = dict(zip(dict.fromkeys(name for name, _, _ in spans), _SHADES * 3, strict=False))
-    with plt.rc_context({"svg.hashsalt": "gsbench", "font.size": 8}):
+    with plt.rc_context({"svg.hashsalt": "gsbench", "svg.fonttype": "none", "font.size": 8}):
         figure, axes = plt.subplots(len(panels), 1, sharex=True, figsize=(7, 6), layout="constrained")
         for ax, (name, values) in zip(axes, panels, strict=True):
             ax.plot(at, values, color=_LINE, linewidth=1.2)

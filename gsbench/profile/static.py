@@ -113,6 +113,8 @@ def kernels_of(case: Case, implementation: Implementation, arch: str) -> list[St
     except ImportError as e:
         raise NotStatic(str(e).splitlines()[0]) from None
     except Exception as e:  # whatever an implementation does that cannot be done without data
+        if "not linked with support for cuda" in str(e):  # views of tensors without data, in a CPU build
+            raise NotStatic("needs a CUDA build of torch (no GPU): it cuts its operands before it launches") from None
         raise NotStatic(f"cannot be launched without data: {type(e).__name__}: {str(e).splitlines()[0][:160]}") from None
     if not noted.kernels:
         raise NotStatic(f"{implementation.name} launches only kernels that come with torch (cuBLAS and so on)")

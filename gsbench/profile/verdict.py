@@ -137,7 +137,8 @@ def _heaviest(kernels: Sequence[KernelCounters]) -> KernelCounters | None:
 def _bytes(b: Bytes) -> str:
     measured = (b.dram_read + b.dram_write) / 1e6
     modelled = (b.modelled_read + b.modelled_write) / 1e6
-    says = f"DRAM moves {measured:.1f} MB, {b.ratio:.2f} x the fewest possible ({modelled:.1f} MB)"
+    how = "" if b.passes == 1 else f" (in {b.passes} passes, so with the caches as ncu leaves them)"
+    says = f"DRAM moves {measured:.1f} MB, {b.ratio:.2f} x the fewest possible ({modelled:.1f} MB){how}"
     if abs(b.ratio - 1) <= _AGREE:
         return f"{says}: the byte model holds."
     over_read, over_write = b.dram_read - b.modelled_read, b.dram_write - b.modelled_write
