@@ -29,7 +29,7 @@ def doctor(
 
     [bold]Example:[/] gsbench doctor
     """
-    findings = [*_software(), *_gpu(), *_defaults(), *_folders(out)]
+    findings = [*_software(), *_gpu(), _profiler(), *_defaults(), *_folders(out)]
     if as_json:
         print(json.dumps([f._asdict() for f in findings], indent=1))
     else:
@@ -107,6 +107,13 @@ def _defaults() -> list[Finding]:
     for pass_, choice in chosen.items():
         findings.append(Finding(f"default {pass_}", True, f"{choice.implementation}: {choice.reason}"))
     return findings
+
+
+def _profiler() -> Finding:
+    from gsbench.profile.ncu import find
+
+    path = find()
+    return Finding("Nsight Compute", path is not None, path or "no ncu: gsbench profile gives no hardware counters")
 
 
 def _folders(out: Path) -> list[Finding]:

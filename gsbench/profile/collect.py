@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from gsbench import costs
 from gsbench.case import Case
 from gsbench.measure.client import child_environment
-from gsbench.profile import figure, ncu, store
+from gsbench.profile import figure, ncu, process, store
 from gsbench.profile.breakdown import breakdown
 from gsbench.profile.model import Bytes, Profile, StaticKernel, Timeline
 from gsbench.profile.verdict import judged, verdict
@@ -194,10 +194,7 @@ def _ask(job: Job, what: str, cases: Sequence[Case]) -> tuple[dict[str, dict[str
     with tempfile.TemporaryDirectory() as folder:
         request = _request(job, cases, Path(folder))
         try:
-            done = subprocess.run(
-                _program(what, request, Path(folder)), env=child_environment(), capture_output=True, text=True,
-                timeout=_TIMEOUT_S, check=False,
-            )  # fmt: skip
+            done = process.run(_program(what, request, Path(folder)), child_environment(), _TIMEOUT_S)
             lines = done.stderr.strip().splitlines()
             why = f"the profiled process ended with exit code {done.returncode}: {lines[-1] if lines else 'it said nothing'}"
         except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsbench.profile import process
 from gsbench.profile.model import KernelCounters, Stall
 
 MARKER = "spin_kernel"  # torch.cuda._sleep: stands before and after each call
@@ -98,10 +99,8 @@ def count(
         log = Path(folder) / "ncu.csv"
         while True:
             try:
-                done = subprocess.run(
-                    command(ncu, metrics, keep_caches, log, program), env={**environment, "LC_ALL": "C"}, text=True,
-                    capture_output=True, timeout=timeout_s, check=False,
-                )  # fmt: skip
+                words = command(ncu, metrics, keep_caches, log, program)
+                done = process.run(words, {**environment, "LC_ALL": "C"}, timeout_s)
             except subprocess.TimeoutExpired:
                 raise NoCounters(f"ncu took more than {timeout_s:.0f} s and was ended") from None
             except OSError as e:

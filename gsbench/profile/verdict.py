@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gsbench.costs import ITEM_BYTES
 from gsbench.profile.model import Breakdown, Bytes, KernelCounters, Profile, StaticKernel
 
 BUSY = 60.0  # percent of its peak from which a unit is what bounds a kernel
@@ -103,7 +104,7 @@ def verdict(profile: Profile) -> tuple[str, ...]:
         share = f", {heavy.duration_us / whole:.0%} of the call" if heavy.duration_us and whole else ""
         sentences.append(f"{short(heavy.name)}{share}: {heavy.words}.")
     if profile.bytes is not None:
-        sentences.append(_bytes(profile.bytes))
+        sentences.append(_bytes(profile.bytes, profile))
     sentences += _spills(profile.static)
     if profile.timeline is not None:
         names = sorted({name for name, _, _ in profile.timeline.reason_spans()} - {"gpu_idle"})
@@ -134,7 +135,7 @@ def _heaviest(kernels: Sequence[KernelCounters]) -> KernelCounters | None:
     return max(timed, key=lambda k: k.duration_us or 0.0) if timed else None
 
 
-def _bytes(b: Bytes) -> str:
+def _bytes(b: Bytes, profile: Profile) -> str:
     measured = (b.dram_read + b.dram_write) / 1e6
     modelled = (b.modelled_read + b.modelled_write) / 1e6
     how = "" if b.passes == 1 else f" (in {b.passes} passes, so with the caches as ncu leaves them)"
@@ -145,6 +146,10 @@ def _bytes(b: Bytes) -> str:
     which = "reads" if abs(over_read) >= abs(over_write) else "writes"
     more = "more" if max(over_read, over_write, key=abs) > 0 else "less"
     where = "re-reads, or temporaries that leave the cache" if more == "more" else "what the cache still holds"
+    outputs = profile.case["batch"] * profile.case["labels"] * ITEM_BYTES[profile.case["dtype"]]
+    times = over_read / outputs
+    if which == "reads" and profile.case["pass"] != "forward" and times > 0.9 and abs(times - round(times)) < 0.1:
+        where = f"as if the gradient of the outputs were read {round(times) + 1} times"
     return f"{says}: it {which} {abs(max(over_read, over_write, key=abs)) / 1e6:.1f} MB {more} than the model; {where}."
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gsbench.profile import ncu
+from gsbench.profile import ncu, process
 from tests.gsbench.profile.samples import HOPPER, MARKER, VALUES, ncu_log
 
 CALLS = [MARKER, HOPPER, MARKER, "reduce", MARKER, "a", "b", MARKER, "reduce"]
@@ -122,3 +123,12 @@ def test_ncu_without_counters_says_why(tmp_path, body, says):
 def test_an_ncu_that_cannot_start_says_so(tmp_path):
     with pytest.raises(ncu.NoCounters, match="does not start"):
         ncu.count(str(tmp_path / "none"), ncu.BYTES, True, ["true"], dict(os.environ), 5.0)
+
+
+def test_what_takes_too_long_is_ended_with_all_it_started(tmp_path):
+    script = f"sleep 30 & echo $! > {tmp_path}/child; wait"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.run(["sh", "-c", script], dict(os.environ), 0.5)
+    child = int((tmp_path / "child").read_text())
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True, check=False).stdout
+    assert not state.strip() or state.startswith("Z")

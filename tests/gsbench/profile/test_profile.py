@@ -22,7 +22,7 @@ from gsbench.store import read_run
 from gsbench.suite import load_suite
 from gskernels.table import IMPLEMENTATIONS, Shape
 from tests.gsbench.profile.samples import HOPPER, MARKER, gpu_trace, ncu_log
-from tests.gsbench.synthetic import timed, write
+from tests.gsbench.synthetic import failed, timed, write
 
 TINY = Point(Shape(4, 64, 96, 16, 32), "uniform", "fp32")
 CASE = Case("dense/torch", "forward", TINY, "cold", "cpu")
@@ -157,7 +157,7 @@ def test_what_does_not_answer_is_missing_with_its_reason(tmp_path, monkeypatch):
     record = timed("dense/torch", 1.0, replace(TINY, dtype="bf16"))
     run = write(tmp_path / "run", [record])
     dead = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no CUDA here\n")
-    monkeypatch.setattr(collect.subprocess, "run", lambda *args, **options: dead)
+    monkeypatch.setattr(collect.process, "run", lambda *args: dead)
     monkeypatch.setattr(collect.ncu, "find", lambda: None)
     (profile,) = collect.collect(job(run, skip=("static",)), [record])
     died = "the profiled process ended with exit code 1: RuntimeError: no CUDA here"
@@ -246,6 +246,30 @@ def test_bad_input_is_one_line(arguments, says):
     assert isinstance(result.exception, UserError)
     assert says in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_a_suite_is_timed_at_its_point_and_then_profiled(tmp_path, monkeypatch):
+    """The worker stood in for: what it would record, and a case that it could not run."""
+    from gsbench.measure.session import Session
+
+    def run(session: Session, plan, recorded):
+        assert [c.implementation for c in plan.cases] == ["dense/torch", "group_shared/torch"]
+        for case, status in zip(plan.cases, ("ok", "oom"), strict=True):
+            done = timed(case.implementation, 1.0, case.point)
+            session.writer.add(
+                replace(done if status == "ok" else failed(case.implementation, status, "no room"), case=case), []
+            )
+
+    monkeypatch.setattr(Session, "run", run)
+    monkeypatch.setattr(collect, "_ask", lambda job, what, cases: ({}, f"{what} stood in for"))
+    words = ["--only", "dense/torch", "--only", "group_shared/torch", "--at", "batch=4", "--device", "cpu", "--name", "r"]
+    result = CliRunner().invoke(app, ["profile", "--suite", "forward", *words, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "not profiled, oom: group_shared/torch forward B=4" in result.output
+    (profile,) = store.read(tmp_path / "r")
+    assert (profile.case["implementation"], profile.case["batch"], profile.median_ms) == ("dense/torch", 4, 1.0)
+    assert profile.missing["breakdown"] == "trace stood in for"
+    assert read_run(tmp_path / "r").manifest["suite"]["axes"]["batch"] == [4]
 
 
 def test_a_run_without_profiles_says_how_to_make_some(tmp_path):

@@ -152,6 +152,12 @@ def test_measured_bytes_beside_the_model(read, write, says):
     assert byte_table([profile]).rows[0][-1] == f"{(read + write) / 422e6:.3f}"
 
 
+def test_a_second_read_of_the_gradient_is_recognised():
+    grad_out = 2 * 256 * 655_360
+    profile = replace(PROFILE, case={**CASE, "pass": "backward"}, bytes=Bytes(2 * grad_out + 1e6, 84e6, grad_out, 84e6, 1))
+    assert "as if the gradient of the outputs were read 2 times" in verdict(profile)[0]
+
+
 def test_spills_and_throttled_clocks_are_named():
     readings = tuple(TimelineReading(t, 1980, 3201, 300.0, 40, 10**9, r) for t, r in
                      [(0.0, ("gpu_idle",)), (0.1, ("sw_power_cap",)), (0.2, ("sw_power_cap",)), (0.3, ())])  # fmt: skip
