@@ -66,15 +66,18 @@ def of_suite(
 ) -> tuple[Suite, dict[str, Any], Plan, list[Case]]:  # fmt: skip
     """(the suite at one point, what the manifest keeps of it, its plan here, cases that can only be compiled here).
 
-    Without a GPU the last are the cases of implementations that need one, at the suite's point for a GPU.
+    Without a GPU the last are the cases of implementations that need one, at the suite's point for a GPU; of all of them
+    where `where` names a point that the suite has for GPUs alone.
     Raises UserError; NothingMeasured where there is neither a plan nor a case to compile.
     """
     full, resolved = load_suite(name, device)
-    suite = one_point(full, where, passes, name)
-    plan, why = _plan(suite, device, implementations, only)
+    for_gpu = load_suite(name, "cuda")[0]
+    only_on_gpu = where.get("point") not in {point.name for point in full.points} | {None}
+    suite = one_point(for_gpu if only_on_gpu else full, where, passes, name)
+    plan, why = (Plan([], []), "") if only_on_gpu else _plan(suite, device, implementations, only)
     compiled: list[Case] = []
     if device == "cpu":
-        on_gpu, _ = _plan(one_point(load_suite(name, "cuda")[0], where, passes, name), "cuda", implementations, only)
+        on_gpu, _ = _plan(one_point(for_gpu, where, passes, name), "cuda", implementations, only)
         runs_here = {case.implementation for case in plan.cases}
         compiled = [case for case in on_gpu.cases if case.implementation not in runs_here]
     if not plan.cases and not compiled:

@@ -80,6 +80,12 @@ def test_without_a_gpu_cuda_implementations_are_compiled_at_the_gpus_point():
     assert [(c.implementation, c.device, c.point.shape.labels) for c in compiled] == [("group_shared/cuda", "cuda", 655_360)]
 
 
+def test_a_point_for_gpus_alone_is_compiled():
+    _, _, plan, compiled = cases.of_suite("paper", "cpu", all_implementations(), ["group_shared/*"], {"point": "A3M"}, [])
+    assert plan.cases == []
+    assert {case.point.shape.labels for case in compiled} == {2_812_281}
+
+
 def test_records_of_a_run_by_point_and_name(tmp_path):
     here, there = replace(TINY, dtype="bf16"), Point(replace(TINY.shape, batch=8), "uniform", "bf16")
     points = [("dense/torch", here), ("group_shared/cuda", here), ("dense/torch", there)]

@@ -63,7 +63,8 @@ class Nvml:
     def __getattr__(self, name: str) -> Any:
         values = {
             "nvmlInit": None, "nvmlDeviceGetHandleByUUID": 1, "nvmlDeviceGetClockInfo": 1755,
-            "nvmlDeviceGetPowerUsage": 700_000, "nvmlDeviceGetTemperature": 61, "nvmlDeviceGetCurrentClocksThrottleReasons": 0x4 | 0x20,
+            "nvmlDeviceGetPowerUsage": 700_000, "nvmlDeviceGetTemperature": 61,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 0x4 | 0x20,
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=10**9), "nvmlDeviceGetComputeRunningProcesses": [],
         }  # fmt: skip
         return lambda *args: values[name]
