@@ -70,7 +70,7 @@ class _Noted:
         config: Mapping[str, Any],
     ) -> None:  # fmt: skip
         grid = (grid,) if isinstance(grid, int) else tuple(grid)
-        key = (name, grid, threads, shared_bytes, tuple(sorted(config.items())))
+        key = (name, grid, threads, registers, shared_bytes, tuple(sorted(config.items())))
         before = self.kernels[key].launches if key in self.kernels else 0
         holds = occupancy(self.facts, threads, registers, shared_bytes)
         self.kernels[key] = StaticKernel(
