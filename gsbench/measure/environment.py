@@ -31,8 +31,9 @@ def versions() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     found["gsbench"] = gsbench.__version__
-    found["git_commit"] = os.environ.get("GSBENCH_COMMIT") or _git("rev-parse", "HEAD")  # set it where .git is not
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    named = os.environ.get("GSBENCH_COMMIT")  # for copies without the history: who names the commit vouches for it
+    found["git_commit"] = named or _git("rev-parse", "HEAD")
+    status = None if named else _git("status", "--porcelain", "--untracked-files=no")
     found["git_dirty"] = None if status is None else bool(status)
     return found
 
