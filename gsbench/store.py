@@ -59,12 +59,51 @@ def read_run(path: Path) -> RunData:
 
 
 def read_samples(path: Path) -> Any:
-    """Raw samples as a pandas frame: key, block_round, sample, ms (empty where none were kept)."""
+    """Raw samples as a pandas frame: key, block_round, sample, ms (empty where none were kept), those of a run in progress
+    included. Raises UserError that names the file if it cannot be read."""
     import pandas as pd
 
+    frames = []
     if (path / SAMPLES).exists():
-        return pd.read_parquet(path / SAMPLES)
-    return pd.DataFrame({"key": [], "block_round": [], "sample": [], "ms": []})
+        try:
+            frames.append(pd.read_parquet(path / SAMPLES)[["key", "block_round", "sample", "ms"]])
+        except (OSError, ValueError, KeyError) as e:  # pyarrow's errors are ValueErrors
+            raise UserError(f"{path / SAMPLES}: cannot be read: {' '.join(str(e).split())}") from None
+    if (path / SAMPLES_LIVE).exists():
+        frames += _live_samples(path / SAMPLES_LIVE)
+    if not frames:
+        return pd.DataFrame({"key": [], "block_round": [], "sample": [], "ms": []})
+    return pd.concat(frames, ignore_index=True)
+
+
+def _live_samples(file: Path) -> list[Any]:
+    import pandas as pd
+
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:  # its run has just ended
+        return []
+    frames = []
+    for line in lines:
+        if not line.endswith(b"\n"):  # cut off while being written
+            break
+        row = json.loads(line)
+        rounds, count = pd.array(row["block_round"], dtype="int32"), len(row["ms"])
+        sample = pd.RangeIndex(count).astype("int32")
+        frames.append(pd.DataFrame({"key": row["key"], "block_round": rounds, "sample": sample, "ms": row["ms"]}))
+    return frames
+
+
+def being_written(path: Path) -> bool:
+    """Whether some gsbench holds the lock of this run now."""
+    try:
+        with open(path / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as e:
+        return e.errno in (errno.EAGAIN, errno.EACCES)
+    return False
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -160,27 +199,12 @@ class RunWriter:
         live = self.path / SAMPLES_LIVE
         if not live.exists():
             return
-        import pandas as pd
-
-        frames = [read_samples(self.path)] if (self.path / SAMPLES).exists() else []
         recorded = {record.key for record in _read_records(self.path / RECORDS)}
-        for line in live.read_text().splitlines():
-            row = json.loads(line)
-            if row["key"] not in recorded:  # killed between the samples and their record: measured again
-                continue
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "key": row["key"],
-                        "block_round": pd.array(row["block_round"], dtype="int32"),
-                        "sample": pd.RangeIndex(len(row["ms"])).astype("int32"),
-                        "ms": row["ms"],
-                    }
-                )
-            )
-        if frames:
+        samples = read_samples(self.path)
+        samples = samples[samples.key.isin(recorded)]  # killed between samples and their record: the case is measured again
+        if len(samples):
             temporary = self.path / (SAMPLES + ".new")
-            pd.concat(frames, ignore_index=True).to_parquet(temporary, compression="zstd", index=False)
+            samples.to_parquet(temporary, compression="zstd", index=False)
             os.replace(temporary, self.path / SAMPLES)
         live.unlink()
 

@@ -21,6 +21,7 @@ from gsbench.cli import (
     gate,
     list_,
     profile,
+    regenerate,
     report,
     run,
     selftest,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("report")(report.report)
+app.command("regenerate")(regenerate.regenerate)
 app.command("profile")(profile.profile)
 app.command("advise")(advise.advise)
 app.command("show")(show.show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from math import log2
 from typing import Any
 
 import matplotlib
@@ -11,10 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-DPI = 180
+from gsbench.report.palette import contrast
+from gsbench.report.text import size
+
+DPI = 300
 WIDTH = 5.4  # inches: the text stays readable on a phone
 PLOT_HEIGHT = 3.1
 LONGEST_NAME = 34  # characters of a name in a legend
@@ -35,12 +40,39 @@ def house_style() -> Any:
     return matplotlib.rc_context(settings)
 
 
-def plot(entries: int) -> tuple[Figure, Axes]:
-    """One plot with room for its legend of two columns below it."""
-    below = 0.56 + 0.174 * ((entries + 1) // 2)
+def plot(entries: int, lines: int = 1) -> tuple[Figure, Axes]:
+    """One plot with room for its legend of two columns below it. lines: of the longest label of the x axis."""
+    below = 0.56 + 0.174 * ((entries + 1) // 2) + 0.14 * (lines - 1)
     height = ABOVE + PLOT_HEIGHT + below
     figure = Figure(figsize=(WIDTH, height))
     return figure, figure.add_axes((0.115, below / height, 0.85, PLOT_HEIGHT / height))
+
+
+def grid(columns: int, rows: int, entries: int) -> tuple[Figure, Axes]:
+    """A map of tiles with room for its legend of two columns below it."""
+    below = 0.62 + 0.174 * ((entries + 1) // 2)
+    tiles = 0.42 * max(2, rows)
+    height = ABOVE + tiles + below
+    figure = Figure(figsize=(WIDTH, height))
+    ax = figure.add_axes((0.19, below / height, 0.78, tiles / height))
+    ax.set_xlim(-0.5, columns - 0.5)
+    ax.set_ylim(-0.5, max(2, rows) - 0.5)
+    ax.grid(False)
+    return figure, ax
+
+
+def tile(column: int, row: int, color: str) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=color, linewidth=0)
+
+
+def on(color: str) -> str:
+    """Black or white, whichever is easier to read on that colour."""
+    return "white" if contrast(color, "#ffffff") > contrast(color, INK) else INK
+
+
+def wrapped(label: str) -> str:
+    """A label of the x axis on several lines where it is a name of several words."""
+    return label if len(label) <= 8 else label.replace(" ", "\n")
 
 
 def pair(entries: int) -> tuple[Figure, tuple[Axes, Axes]]:
@@ -52,9 +84,9 @@ def pair(entries: int) -> tuple[Figure, tuple[Axes, Axes]]:
     return figure, (left, right)
 
 
-def rows(names: Sequence[str]) -> tuple[Figure, Axes]:
-    """One row a name, the names on the left."""
-    plot, below = 0.32 * len(names) + 0.2, 0.32
+def rows(names: Sequence[str], legend: int = 0) -> tuple[Figure, Axes]:
+    """One row a name, the names on the left; room below for a legend of four columns with that many entries."""
+    plot, below = 0.32 * len(names) + 0.2, 0.32 + (0.1 + 0.19 * ((legend + 3) // 4)) * bool(legend)
     height = plot + below + ABOVE
     left = min(0.5, 0.02 + 0.0145 * max(len(name) for name in names))
     figure = Figure(figsize=(WIDTH, height))
@@ -65,11 +97,11 @@ def rows(names: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def title(figure: Figure, title: str, meaning: str) -> None:
-    """The title, and below it what the values mean, from the left edge: long tick labels push nothing aside."""
+def title(figure: Figure, title: str, *more: str) -> None:
+    """The title, and below it what was measured and what the values mean, from the left edge of the figure."""
     top = figure.get_figheight()
     figure.text(0.02, 1 - 0.2 / top, title, fontsize=11.5, fontweight="bold", va="center")
-    figure.text(0.02, 1 - 0.385 / top, meaning, fontsize=9, color=MUTED, va="center")
+    figure.text(0.02, 1 - 0.385 / top, ";  ".join(text for text in more if text), fontsize=9, color=MUTED, va="center")
 
 
 def fitting(name: str) -> str:
@@ -92,14 +124,14 @@ def log_y(ax: Axes, low: float, high: float, form: Callable[[float], str]) -> No
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def log_x(ax: Axes, values: Sequence[float], form: Callable[[float], str], binary: bool = False) -> None:
+def log_x(ax: Axes, values: Sequence[float], form: Callable[[float], str]) -> None:
     low, high = min(values), max(values)
     span = max(high / low, 2)
     reach = high * span**0.1
     low, high = low / span**0.06, high * span**0.45  # room for the text on the right
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ticks = binary_ticks(low, reach) if binary else log_ticks(low, reach)
+    ticks = log_ticks(low, reach)
     ticks = ticks[:: max(1, -(-len(ticks) // 4))]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([_plain(form(t)) for t in ticks]))
@@ -113,14 +145,18 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(t) for t in MaxNLocator(6).tick_values(low, high)]
     else:
         steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 5.0) if span < 500 else (1.0,)
-        ticks = [step * 10.0**n for n in range(-9, 12) for step in steps]
+        ticks = [step * 10.0**n for n in range(-9, 18) for step in steps]
     return [t for t in ticks if t > 0 and low <= t <= high]
 
 
-def binary_ticks(low: float, high: float) -> list[float]:
-    """Powers of two, with their thirds between (48, 64, 96 MiB) where the span is small."""
-    steps = (1.0, 1.25, 1.5, 1.75) if high / low < 4 else (1.0, 1.5) if high / low < 16 else (1.0,)
-    return [t for t in (step * 2.0**n for n in range(60) for step in steps) if low <= t <= high]
+def linear_bytes(ax: Axes, most: float) -> None:
+    """An axis of bytes from zero, its ticks in round binary units, with room on the right for text."""
+    ax.set_xlim(0, most * 1.25)
+    unit = 2.0 ** (10 * min(3, int(log2(max(most, 1)) // 10)))
+    step = next((s for s in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if 4 * s * unit >= most), 500)
+    ticks = [i * step * unit for i in range(5) if i * step * unit <= most * 1.05]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FixedFormatter([size(t) if t else "0" for t in ticks]))
 
 
 def _plain(text: str) -> str:

@@ -1,265 +1,218 @@
-"""Every figure of a run, as PNG and SVG bytes that depend on the records only (no dates, fixed ids)."""
+"""The twins of the page's plots for papers: every view drawn by matplotlib, as PNG (300 dpi) and SVG.
+
+The bytes depend on the views, the styles and the versions of matplotlib and Pillow; `fingerprint` on the first two and on
+this code, and is the same on every machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from gsbench.report import canvas
-from gsbench.report.palette import Style
-from gsbench.report.ratios import ANCHOR, RIVAL, SUBJECT, Comparison, by_pass, by_setting, in_order, timing_of
-from gsbench.report.sweeps import (
-    AXIS_TITLES,
-    CATEGORIES,
-    Naming,
-    along,
-    coordinate,
-    default_point,
-    describe,
-    from_centre,
-    short,
-    varying,
-)  # fmt: skip
-from gsbench.report.text import milliseconds, size, times
-from gskernels.table import Shape
+from gsbench.report.palette import PHASE_COLORS, Style
+from gsbench.report.text import flops, form, size, slugs, times
+from gsbench.report.views import Data, View
 
-MOST_POINTS = 6  # points off every axis that get a figure of their own
 FLOOR_REACH = 20.0  # a floor further than this below every curve would flatten them: it leaves the plot
-Curve = list[tuple[float, float, float, float]]  # x, middle, low, high
+PAIRED = "-group_size-"  # the axis whose two relative views also make one figure: a README's
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A finished figure. `stem` is unique within a run."""
+class Plate:
+    """One figure, of one view or of two side by side. `stem` names its files."""
 
     stem: str
-    heading: str  # the group of figures it belongs to
-    title: str
-    caption: str
-    png: bytes
-    svg: bytes
-    wide: bool = False  # takes a row of its own
+    views: tuple[View, ...]
+
+    def draw(self, styles: dict[str, Style]) -> tuple[bytes, bytes]:
+        """(PNG, SVG)."""
+        with canvas.house_style():
+            figure = _pair(self.views, styles) if len(self.views) > 1 else DRAW[self.views[0].kind](self.views[0], styles)
+            return canvas.png_bytes(figure), canvas.svg_bytes(figure)
+
+    def fingerprint(self, styles: dict[str, Style]) -> str:
+        """What is drawn, and the code that draws it."""
+        used = {name: asdict(styles[name]) for view in self.views for name in view.implementations}
+        what = json.dumps([[asdict(view) for view in self.views], used], sort_keys=True)
+        code = [files("gsbench.report").joinpath(name).read_bytes() for name in ("canvas.py", "figures.py")]
+        return hashlib.sha256(b"\0".join([what.encode(), *code])).hexdigest()
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One of the three views of a sweep."""
-
-    name: str
-    title: str
-    ylabel: str
-    reference: str  # what the values are divided by, "" for absolute times
-
-
-PLOTS = (
-    Plot("speedup", f"speed over the best {RIVAL}", "times as fast  (higher is better)", RIVAL),
-    Plot("ratio", f"time over {ANCHOR}", "multiple of its time  (lower is better)", ANCHOR),
-    Plot("time", "time of one call", "median, ms  (lower is better)", ""),
-)
-RELATIVE = PLOTS[:2]
+def plates(views: Sequence[View]) -> list[Plate]:
+    """Every view, and before the two relative views of a group-size sweep both in one. No two have one stem."""
+    found: list[tuple[str, tuple[View, ...]]] = []
+    ratios = {view.stem: view for view in views}
+    for view in views:
+        other = ratios.get(view.stem.removesuffix("speedup") + "ratio")
+        if view.stem.endswith(f"{PAIRED}speedup") and other is not None:
+            found.append((view.stem.removesuffix("-speedup"), (view, other)))
+        found.append((view.stem, (view,)))
+    return [Plate(stem, pair) for stem, (_, pair) in zip(slugs([stem for stem, _ in found]), found, strict=True)]
 
 
-def draw(
-    comparisons: Sequence[Comparison], styles: dict[str, Style], declared: dict[str, int | str], named: dict[Shape, str]
-) -> Iterator[Drawing]:
-    """Figures by setting, dtype, pass and axis; then memory. A few points that lie on no axis get one of their own.
-
-    `declared` and `named` hold the suite's default point and named points (see gsbench.report.sweeps).
-    """
-    settings = by_setting(comparisons)
-    dtypes = sorted({c.point.dtype for c in comparisons})
-    for setting, timed in settings.items():
-        for dtype in sorted({c.point.dtype for c in timed}):
-            group = [c for c in timed if c.point.dtype == dtype]
-            centre = default_point([c.point for c in group], {**declared, "dtype": dtype})
-            words = [str(setting)] * (len(settings) > 1) + [dtype] * (len(dtypes) > 1)
-            prefix = "".join(f"{w}-" for w in [setting.slug] * (len(settings) > 1) + [dtype] * (len(dtypes) > 1))
-            for pass_, of_pass in by_pass(group).items():
-                heading = ", ".join([pass_, *words])
-                yield from _of_pass(of_pass, styles, Naming(centre, named), heading, prefix + pass_)
-
-
-def _of_pass(
-    group: Sequence[Comparison], styles: dict[str, Style], naming: Naming, heading: str, stem: str
-) -> Iterator[Drawing]:
-    axes = [axis for axis in varying(c.point for c in group) if axis != "dtype"]
-    lines = {axis: line for axis in axes if len(line := along(group, axis, naming.centre)) > 1}
-    for axis, line in lines.items():
-        if axis == "group_size" and all(_curves(line, axis, plot) for plot in RELATIVE):
-            yield _pair(line, axis, styles, heading, f"{stem}-{axis}")
-        for plot in PLOTS:
-            if any(_curves(line, axis, plot).values()):
-                yield _sweep(line, axis, plot, styles, heading, f"{stem}-{axis}-{plot.name}")
-    drawn = {c.point for line in lines.values() for c in line}
-    apart = [c for c in from_centre(group, naming.centre) if c.point not in drawn]
-    apart = apart if len(apart) <= MOST_POINTS else []
-    for c in apart:
-        name = naming.of(c.point)
-        yield _bars(c, styles, heading, f"{stem}-{name}-time", name)
-    for c in [*(c for c in group if c.point == naming.centre and c not in apart), *apart]:
-        if any(r.peak_extra_bytes for r in c.timed.values()):
-            name = naming.of(c.point)
-            yield _memory(c, styles, heading, f"{stem}-{name}-memory", name)
-
-
-def _position(line: Sequence[Comparison], axis: str) -> list[float]:
-    """Where the points of a sweep stand: their value, or their rank where the axis is a list of names."""
-    if axis in CATEGORIES:
-        return [float(i) for i in range(len(line))]
-    return [float(coordinate(c.point, axis)) for c in line]
-
-
-def _curves(line: Sequence[Comparison], axis: str, plot: Plot) -> dict[str, Curve]:
-    curves: dict[str, Curve] = {name: [] for name in in_order(n for c in line for n in c.timed)}
-    for x, c in zip(_position(line, axis), line, strict=True):
-        for name, record in c.timed.items():
-            if not plot.reference:
-                t = timing_of(record)
-                curves[name].append((x, t.median_ms, t.ci_low_ms, t.ci_high_ms))
-                continue
-            ratio = c.speedup(name) if plot.reference == RIVAL else c.to_anchor(name)
-            if ratio is not None:
-                curves[name].append((x, ratio.value, ratio.low, ratio.high))
-    return {name: curve for name, curve in curves.items() if curve}
-
-
-def _floor(line: Sequence[Comparison], axis: str) -> tuple[str, list[tuple[float, float]]]:
-    """The floor of group_shared's bytes and FLOPs, or of the fastest implementation where it was not timed."""
-    has_subject = any(c.subject for c in line)
-    points = []
-    for x, c in zip(_position(line, axis), line, strict=True):
-        name = c.subject if has_subject else c.winner
-        floor = c.timed[name].floor_ms if name else None
-        if floor is not None:
-            points.append((x, floor))
-    return f"floor of {SUBJECT if has_subject else 'the fastest'}", points
-
-
-def _curve_panel(ax: Axes, line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style]) -> None:
-    curves = _curves(line, axis, plot)
-    for name, curve in curves.items():
-        style = styles[name]
-        x, middle, low, high = zip(*curve, strict=True)
-        ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=style.layer - 1)
+def _curve_panel(ax: Axes, view: View, styles: dict[str, Style]) -> None:
+    data, value = view.data, form(view.data["form"])
+    for series in data["series"]:
+        style, joined = styles[series["name"]], data["lines"]
+        x, middle, low, high, _ = zip(*series["points"], strict=True)
+        if joined:
+            ax.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0, zorder=style.layer - 1)
+        else:
+            ax.vlines(x, low, high, color=style.color, linewidth=2.5, alpha=0.4, zorder=style.layer - 1)
         ax.plot(x, middle, color=style.color, marker=style.marker, markersize=6 if style.width > 2 else 5,
-                markeredgecolor="white", markeredgewidth=0.6, linestyle=style.line, linewidth=style.width,
-                zorder=style.layer, label=canvas.fitting(name))  # fmt: skip
-    lows = [low for curve in curves.values() for _, _, low, _ in curve]
-    highs = [high for curve in curves.values() for _, _, _, high in curve]
-    if plot.reference:
-        ax.axhline(1, color=canvas.MUTED, linewidth=1.2, zorder=1.5)
-        lows, highs = [*lows, 1.0], [*highs, 1.0]
-    else:
-        label, floor = _floor(line, axis)
-        if floor:
-            x, y = zip(*floor, strict=True)
-            ax.plot(x, y, color=canvas.MUTED, linestyle=(0, (1, 1.5)), linewidth=1.6, zorder=1.8, label=label)
-            lows.append(max(min(y), min(lows) / FLOOR_REACH))
-    canvas.log_y(ax, min(lows), max(highs), times if plot.reference else milliseconds)
-    _x_axis(ax, axis, line)
+                markeredgecolor="white", markeredgewidth=0.6, linestyle=style.line if joined else "none",
+                linewidth=style.width, zorder=style.layer, label=canvas.fitting(series["name"]))  # fmt: skip
+    for fitted in data["fits"]:
+        x, y = zip(*fitted["points"], strict=True)
+        ax.plot(x, y, color=styles[fitted["name"]].color, linestyle=":", linewidth=1, zorder=1.7)
+    lows = [point[2] for series in data["series"] for point in series["points"]]
+    highs = [point[3] for series in data["series"] for point in series["points"]]
+    if data["reference"]:
+        ax.axhline(data["reference"], color=canvas.MUTED, linewidth=1.2, zorder=1.5)
+        lows, highs = [*lows, data["reference"]], [*highs, data["reference"]]
+    if data["floor"]:
+        x, y = zip(*data["floor"]["points"], strict=True)
+        label = data["floor"]["name"]
+        ax.plot(x, y, color=canvas.MUTED, linestyle=(0, (1, 1.5)), linewidth=1.6, zorder=1.8, label=label)
+        lows.append(max(min(y), min(lows) / FLOOR_REACH))
+    canvas.log_y(ax, min(lows), max(highs), value)
+    _x_axis(ax, data["x"], joined=data["lines"])
 
 
-def _pair(line: Sequence[Comparison], axis: str, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
-    """Both relative views side by side: the figure that stands for the whole run, in a README say."""
-    with canvas.house_style():
-        figure, panels = canvas.pair(max(len(_curves(line, axis, plot)) for plot in RELATIVE))
-        for ax, plot in zip(panels, RELATIVE, strict=True):
-            _curve_panel(ax, line, axis, plot, styles)
-            ax.set_title(f"{plot.title}\n{plot.ylabel}", loc="left", fontsize=10, fontweight="normal")
-        canvas.title(figure, f"{heading}, against {AXIS_TITLES[axis]}", f"at {describe(line[0].point, _fixed(axis))}")
-        canvas.legend_below(figure, panels[1], columns=4)
-        return _finish(figure, stem, heading, f"speed and time against both rivals, by {AXIS_TITLES[axis]}",
-                       f"At {describe(line[0].point, _fixed(axis))}.", wide=True)  # fmt: skip
-
-
-def _fixed(axis: str) -> list[str]:
-    return [a for a in AXIS_TITLES if a != axis]
-
-
-def _sweep(line: Sequence[Comparison], axis: str, plot: Plot, styles: dict[str, Style], heading: str, stem: str) -> Drawing:
-    with canvas.house_style():
-        figure, ax = canvas.plot(len(_curves(line, axis, plot)) + 1)
-        _curve_panel(ax, line, axis, plot, styles)
-        canvas.title(figure, f"{heading}: {plot.title}", plot.ylabel)
-        canvas.legend_below(figure, ax)
-        return _finish(figure, stem, heading, f"{plot.title}, by {AXIS_TITLES[axis]}",
-                       f"At {describe(line[0].point, _fixed(axis))}.{_absences(line, axis, plot)}")  # fmt: skip
-
-
-def _absences(line: Sequence[Comparison], axis: str, plot: Plot) -> str:
-    """What is not drawn, and why: part of the caption."""
-    words = []
-    for name in in_order(n for c in line for n in c.untimed):
-        where: dict[str, list[str]] = {}
-        for c in line:
-            if name in c.untimed:
-                where.setdefault(c.untimed[name].status, []).append(short(coordinate(c.point, axis)))
-        for status, at in where.items():
-            words.append(f"{name} ({status})" if len(at) == len(line) else f"{name} at {', '.join(at)} ({status})")
-    bare = [short(coordinate(c.point, axis)) for c in line if not _curves([c], axis, plot)]
-    words += [f"no {plot.reference} to divide by at {', '.join(bare)}"] if bare else []
-    return f" Not drawn: {'; '.join(words)}." if words else ""
-
-
-def _bars(c: Comparison, styles: dict[str, Style], heading: str, stem: str, name: str) -> Drawing:
-    """Times at one point: dots with their interval, the floor of each as a tick."""
-    names = sorted(c.timed, key=lambda n: timing_of(c.timed[n]).median_ms)
-    with canvas.house_style():
-        figure, ax = canvas.rows(names)
-        values = []
-        for y, each in enumerate(names):
-            t, floor, style = timing_of(c.timed[each]), c.timed[each].floor_ms, styles[each]
-            ax.plot([t.ci_low_ms, t.ci_high_ms], [y, y], color=style.color, linewidth=5, alpha=0.35)
-            ax.plot(t.median_ms, y, color=style.color, marker=style.marker, markersize=9, markeredgecolor="white")
-            canvas.beside(ax, t.median_ms, y, f"{milliseconds(t.median_ms)} ms")
-            values.append(t.median_ms)
-            if floor:
-                ax.plot(floor, y, color=canvas.MUTED, marker="|", markersize=14, markeredgewidth=2)
-                values.append(floor)
-        canvas.log_x(ax, values, milliseconds)
-        canvas.title(figure, f"{heading}: time of one call", f"{name}: median, ms  (grey tick: floor)")
-        return _finish(figure, stem, heading, "time of one call", f"At {describe(c.point, AXIS_TITLES)}.")
-
-
-def _memory(c: Comparison, styles: dict[str, Style], heading: str, stem: str, name: str) -> Drawing:
-    """Peak memory above the inputs beside the model's, at one point."""
-    held = {n: r.peak_extra_bytes for n, r in c.timed.items() if r.peak_extra_bytes}
-    names = sorted(held, key=lambda n: held[n])
-    with canvas.house_style():
-        figure, ax = canvas.rows(names)
-        values: list[float] = []
-        for y, each in enumerate(names):
-            peak, model, style = held[each], c.timed[each].modelled_extra_bytes, styles[each]
-            if model:
-                ax.plot([peak, model], [y, y], color=style.color, linewidth=2, alpha=0.5)
-                ax.plot(model, y, color=style.color, marker="o", markersize=10, fillstyle="none", markeredgewidth=1.6)
-                values.append(model)
-            ax.plot(peak, y, color=style.color, marker="o", markersize=6)
-            canvas.beside(ax, max(peak, model or 0), y, size(peak))
-            values.append(peak)
-        canvas.log_x(ax, values, size, binary=True)
-        canvas.title(figure, f"{heading}: extra memory", f"{name}: above the inputs  (dot: measured, ring: model)")
-        return _finish(figure, stem, heading, "extra memory", f"At {describe(c.point, AXIS_TITLES)}, outputs included.")
-
-
-def _x_axis(ax: Axes, axis: str, line: Sequence[Comparison]) -> None:
-    positions = _position(line, axis)
-    labels = [short(coordinate(c.point, axis)) for c in line]
-    if axis not in CATEGORIES:
+def _x_axis(ax: Axes, x: Data, joined: bool) -> None:
+    positions, labels = x["at"], x["labels"]
+    if x["log"]:
         ax.set_xscale("log", base=2)
         every = -(-len(positions) // 9)
         positions, labels = positions[::every], labels[::every]
     else:
-        ax.set_xlim(-0.3, len(line) - 0.7)
+        room = 0.3 if joined else 0.5
+        ax.set_xlim(-room, len(positions) - 1 + room)
     ax.xaxis.set_major_locator(FixedLocator(positions))
-    ax.xaxis.set_major_formatter(FixedFormatter(labels))
+    ax.xaxis.set_major_formatter(FixedFormatter([canvas.wrapped(label) for label in labels]))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel(AXIS_TITLES[axis])
+    ax.set_xlabel(x["title"])
+    if not joined:
+        ax.tick_params(axis="x", labelsize=8)
 
 
-def _finish(figure: Figure, stem: str, heading: str, title: str, caption: str, wide: bool = False) -> Drawing:
-    return Drawing(stem, heading, title, caption, canvas.png_bytes(figure), canvas.svg_bytes(figure), wide)
+def _curves(view: View, styles: dict[str, Style]) -> Figure:
+    data = view.data
+    deep = 1 + max(canvas.wrapped(label).count("\n") for label in data["x"]["labels"])
+    figure, ax = canvas.plot(len(data["series"]) + bool(data["floor"]), lines=deep)
+    _curve_panel(ax, view, styles)
+    canvas.title(figure, view.title, view.heading, view.meaning)
+    canvas.legend_below(figure, ax)
+    return figure
+
+
+def _pair(views: Sequence[View], styles: dict[str, Style]) -> Figure:
+    """Both relative views side by side: the figure that stands for the whole run, in a README say."""
+    figure, panels = canvas.pair(max(len(view.implementations) for view in views))
+    for ax, view in zip(panels, views, strict=True):
+        _curve_panel(ax, view, styles)
+        ax.set_title(f"{view.title.partition(',')[0]}\n{view.meaning}", loc="left", fontsize=10, fontweight="normal")
+    first = views[0]
+    fixed = first.caption.partition(" Not drawn")[0].rstrip(".")
+    canvas.title(figure, f"{first.heading}, against {first.data['x']['title']}", fixed)
+    canvas.legend_below(figure, panels[int(len(views[1].implementations) > len(first.implementations))], columns=4)
+    return figure
+
+
+def _rows(view: View, styles: dict[str, Style]) -> Figure:
+    """Values at one point: dots with their interval, the floor of each as a tick."""
+    rows, value = view.data["rows"], form(view.data["form"])
+    figure, ax = canvas.rows([row["name"] for row in rows])
+    drawn = [row[end] for row in rows for end in ("low", "high")] + [row["floor"] for row in rows if row["floor"]]
+    for y, row in enumerate(rows):
+        style = styles[row["name"]]
+        ax.plot([row["low"], row["high"]], [y, y], color=style.color, linewidth=5, alpha=0.35)
+        ax.plot(row["value"], y, color=style.color, marker=style.marker, markersize=9, markeredgecolor="white")
+        canvas.beside(ax, row["high"], y, value(row["value"]))
+        if row["floor"]:
+            ax.plot(row["floor"], y, color=canvas.MUTED, marker="|", markersize=14, markeredgewidth=2)
+    canvas.log_x(ax, drawn, value)
+    canvas.title(figure, view.title, view.heading, view.meaning)
+    return figure
+
+
+def _stack(view: View, styles: dict[str, Style]) -> Figure:
+    rows, phases = view.data["rows"], view.data["phases"]
+    figure, ax = canvas.rows([row["name"] for row in rows], legend=len(phases) + 1)
+    for i, phase in enumerate(phases):
+        left = [sum(row["model"][:i]) for row in rows]
+        sizes = [row["model"][i] for row in rows]
+        ax.barh(range(len(rows)), sizes, left=left, height=0.62, color=PHASE_COLORS[phase][0], label=phase)
+    seen = [(row["measured"], y) for y, row in enumerate(rows) if row["measured"]]
+    if seen:
+        ax.plot(*zip(*seen, strict=True), color=canvas.INK, marker="D", markersize=5, linestyle="none", label="measured",
+                markeredgecolor="white", markeredgewidth=0.8)  # fmt: skip
+    most = max(max(sum(row["model"]), row["measured"] or 0) for row in rows)
+    for y, row in enumerate(rows):
+        canvas.beside(ax, max(sum(row["model"]), row["measured"] or 0), y, size(row["measured"] or sum(row["model"])))
+    canvas.linear_bytes(ax, most)
+    canvas.title(figure, view.title, view.heading, view.meaning)
+    canvas.legend_below(figure, ax, columns=4)
+    return figure
+
+
+def _roof(view: View, styles: dict[str, Style]) -> Figure:
+    data = view.data
+    figure, ax = canvas.plot(len(data["series"]) + 1)
+    for series in data["series"]:
+        style = styles[series["name"]]
+        x, y, floor, _ = zip(*series["points"], strict=True)
+        ax.plot(x, floor, color=canvas.MUTED, marker="_", markersize=5, linestyle="none", zorder=1.6)
+        ax.plot(x, y, color=style.color, marker=style.marker, markersize=5, markeredgecolor="white", markeredgewidth=0.5,
+                linestyle="none", zorder=style.layer, label=canvas.fitting(series["name"]))  # fmt: skip
+    every = [point for series in data["series"] for point in series["points"]]
+    low, high = min(p[0] for p in every) / 1.5, max(p[0] for p in every) * 1.5
+    knee = data["flops"] / data["bandwidth"]
+    line = [low, *([knee] if low < knee < high else []), high]
+    roof = [min(data["flops"], data["bandwidth"] * x) for x in line]
+    ax.plot(line, roof, color=canvas.INK, linewidth=1.4, zorder=1.5, label="measured ceilings")
+    ax.set_xscale("log")
+    ticks = canvas.log_ticks(low, high)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(low, high)
+    ax.set_xlabel("useful FLOPs a byte (fewest bytes)")
+    rates = [rate for p in every for rate in p[1:3]] + roof
+    canvas.log_y(ax, min(rates), max(rates), flops)
+    canvas.title(figure, view.title, view.heading, view.meaning)
+    canvas.legend_below(figure, ax)
+    return figure
+
+
+def _map(view: View, styles: dict[str, Style]) -> Figure:
+    data = view.data
+    across, down = data["columns"]["labels"], data["rows"]["labels"]
+    figure, ax = canvas.grid(len(across), len(down), len(view.implementations) + 1)
+    for cell in data["cells"]:
+        tie = bool(cell["tied"])
+        color = canvas.GRID if tie else styles[cell["winner"]].color
+        ax.add_patch(canvas.tile(cell["column"], cell["row"], color))
+        text = "tie" if tie else times(cell["lead"]) if cell["lead"] else ""
+        ax.text(cell["column"], cell["row"], text, ha="center", va="center", fontsize=8.5, color=canvas.on(color))
+    for name in view.implementations:
+        if any(cell["winner"] == name and not cell["tied"] for cell in data["cells"]):
+            ax.plot([], [], marker="s", markersize=9, linestyle="none", color=styles[name].color, label=canvas.fitting(name))
+    ax.set_xticks(range(len(across)), across)
+    ax.set_yticks(range(len(down)), down)
+    ax.set(xlabel=data["columns"]["title"], ylabel=data["rows"]["title"])
+    canvas.title(figure, view.title, view.heading, "the second's time over the first's")
+    if ax.get_legend_handles_labels()[0]:
+        canvas.legend_below(figure, ax)
+    return figure
+
+
+DRAW = {"curves": _curves, "rows": _rows, "stack": _stack, "roof": _roof, "map": _map}

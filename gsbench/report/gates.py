@@ -117,5 +117,3 @@ def to_junit(g: Gated) -> str:
         test = ElementTree.SubElement(suite, "testcase", {"classname": "gsbench.gate", "name": "comparable"})
         ElementTree.SubElement(test, "error", {"message": xml_text("; ".join(g.refused))})
     return to_xml(root)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,9 +64,13 @@ def default_point(points: Sequence[Point], declared: dict[str, int | str]) -> Po
         for axis in (*AXES, *CATEGORIES)
     }
 
+    def all_but(axis: str, point: Point) -> tuple[object, ...]:
+        return axis, *(value for other, value in table[point].items() if other != axis)
+
+    alike = Counter(all_but(axis, point) for point in table for axis in ranks)
+
     def neighbours(point: Point) -> int:
-        here = table[point]
-        return sum(sum(other[axis] != here[axis] for axis in other) == 1 for other in table.values())
+        return sum(alike[all_but(axis, point)] - 1 for axis in ranks)
 
     def off_centre(point: Point) -> float:
         return sum(abs(ranks[axis][value] - (len(ranks[axis]) - 1) / 2) for axis, value in table[point].items())

@@ -1,11 +1,11 @@
-"""The tables of the report, as plain cells: the page writes them as HTML and as Markdown."""
+"""The tables of the report, as plain cells: the page writes them as HTML, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gsbench.case import AXES
+from gsbench.case import AXES, Point
 from gsbench.record import Record
 from gsbench.report.answer import lost_to_anchor, lost_to_rival, subject_speedup, subject_to_anchor
 from gsbench.report.ratios import (
@@ -14,18 +14,16 @@ from gsbench.report.ratios import (
     SUBJECT,
     Comparison,
     Ratio,
-    by_pass,
-    family,
     geometric_mean,
     in_order,
-    rank,
     timing_of,
 )
-from gsbench.report.sweeps import Naming, from_centre
-from gsbench.report.text import interval, milliseconds, size, times
-from gskernels.table import ALL_PASSES
+from gsbench.report.sweeps import describe, from_centre
+from gsbench.report.text import interval, milliseconds, times
+from gsbench.report.views import Group, View
 
 NOT_INTERLEAVED = "†"
+MOST_ROWS = 150  # of a table that is read
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class Cell:
     text: str
     strong: bool = False
     bad: bool = False  # strong for a loss or a fault, not for a win
-    hint: str = ""  # shown on hover
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,26 @@ class Table:
     labels: int = 1
 
 
-def summary(comparisons: Sequence[Comparison]) -> Table:
-    """A row a pass: comparisons, clear wins of each family, geometric means, losses."""
+def shortened(table: Table) -> Table:
+    """The first rows of a table, and how many there are."""
+    if len(table.rows) <= MOST_ROWS:
+        return table
+    note = f"The first {MOST_ROWS} of {len(table.rows):,} rows. {table.note}"
+    return replace(table, rows=table.rows[:MOST_ROWS], note=note)
+
+
+def summary(groups: Sequence[Group]) -> Table:
+    """A row a group: comparisons, clear wins of each implementation, geometric means, losses."""
     rows = []
-    for pass_, group in by_pass(comparisons).items():
+    for group in groups:
+        comparisons = group.comparisons
         rows.append([
-            Cell(pass_), Cell(_wins(group)), Cell(str(len(group))), Cell(_mean(group, subject_speedup)),
-            Cell(_mean(group, subject_to_anchor)), Cell(str(sum(map(lost_to_rival, group)))),
-            Cell(str(sum(map(lost_to_anchor, group)))),
+            Cell(group.heading), Cell(_wins(comparisons)), Cell(str(len(comparisons))),
+            Cell(_mean(comparisons, subject_speedup)), Cell(_mean(comparisons, subject_to_anchor)),
+            Cell(str(sum(map(lost_to_rival, comparisons)))), Cell(str(sum(map(lost_to_anchor, comparisons)))),
         ])  # fmt: skip
-    header = ("pass", "fastest", "comparisons", f"{SUBJECT} over best {RIVAL}", f"{SUBJECT} time / {ANCHOR}",
-              f"lost to {RIVAL}", f"lost to {ANCHOR}")  # fmt: skip
+    header = ("run and pass" if any(g.run for g in groups) else "pass", "fastest", "points", f"{SUBJECT} over best {RIVAL}",
+              f"{SUBJECT} time / {ANCHOR}", f"lost to {RIVAL}", "lost to bottleneck")  # fmt: skip
     note = "Geometric means over the points, with their range. A loss counts if its whole interval is on that side."
     return Table("At a glance", header, rows, note, labels=2)
 
@@ -78,20 +84,24 @@ def _mean(group: Sequence[Comparison], against: Callable[[Comparison], Ratio | N
     return times(geometric_mean(values)) + span
 
 
-def losses(comparisons: Sequence[Comparison], naming: Naming) -> Table:
+def losses(groups: Sequence[Group]) -> Table:
     """Every comparison that group_shared loses, the worst first."""
-    lost = [c for c in comparisons if lost_to_rival(c) or lost_to_anchor(c)]
+    lost = [(g, c) for g in groups for c in g.comparisons if lost_to_rival(c) or lost_to_anchor(c)]
     rows = []
-    for c in sorted(lost, key=_severity, reverse=True):
-        cells = [Cell(c.pass_), Cell(naming.of(c.point)), Cell(c.subject or "")]
+    for group, c in sorted(lost, key=lambda item: _severity(item[1]), reverse=True):
+        cells = [Cell(group.heading), Cell(_place(c.point)), Cell(c.subject or "")]
         for against, is_lost in ((subject_speedup, lost_to_rival(c)), (subject_to_anchor, lost_to_anchor(c))):
             ratio = against(c)
             cells.append(Cell("n/a") if ratio is None else Cell(interval(ratio), strong=is_lost, bad=is_lost))
         cells.append(Cell(c.winner))
         rows.append(cells)
     figures = (f"best {SUBJECT}", f"speed over best {RIVAL}", f"time / {ANCHOR}", "fastest of all")
-    note = f"{naming.legend} Bold: lost, the whole interval. The worst first."
-    return Table(f"Where {SUBJECT} loses", ("pass", "point", *figures), rows, note, labels=3)
+    return Table(f"Where {SUBJECT} loses", ("measured", "point", *figures), rows,
+                 "Bold: lost, the whole interval. The worst first.", labels=3)  # fmt: skip
+
+
+def _place(point: Point) -> str:
+    return f"{describe(point, AXES)} {point.pattern} {point.dtype}"
 
 
 def _severity(c: Comparison) -> float:
@@ -99,118 +109,56 @@ def _severity(c: Comparison) -> float:
     return max(1 / speedup.value if speedup else 0, ratio.value if ratio else 0)
 
 
-def ratio_tables(comparisons: Sequence[Comparison], naming: Naming) -> list[Table]:
-    """For each pass: speed over the best fixed_fan_in, time over bottleneck/torch, share of the roof.
-
-    A row a point, named by what sets it apart from the default point; a column an implementation.
-    """
-    tables = []
-    for pass_, group in by_pass(from_centre(comparisons, naming.centre)).items():
-        speed = f"{pass_}: speed over the best {RIVAL} (higher is better)"
-        time = f"{pass_}: time over {ANCHOR} (lower is better)"
-        tables += [
-            _ratios(speed, group, naming, Comparison.speedup, RIVAL),
-            _ratios(time, group, naming, Comparison.to_anchor, ANCHOR),
-            _roofs(pass_, group, naming),
-        ]
-    return tables
-
-
-def _ratios(
-    title: str, group: Sequence[Comparison], naming: Naming, against: Callable[[Comparison, str], Ratio | None],
-    reference: str,
-) -> Table:  # fmt: skip
-    names = _columns(group)
+def by_family(group: Group) -> Table:
+    """A row a point: the best time of each family in ms, and both ratios of group_shared."""
+    columns = (SUBJECT, RIVAL, ANCHOR, "dense")
     rows, daggers, reasons = [], False, []
-    for c in group:
-        cells = [Cell(naming.of(c.point))]
-        if not any(against(c, name) for name in c.timed):
-            reasons.append(c.why_untimed(reference))
-        for name in names:
-            ratio = against(c, name)
+    for c in from_centre(group.comparisons, group.naming.centre):
+        cells = [Cell(group.naming.of(c.point))]
+        for family in columns:
+            best = c.timed.get(family) if "/" in family else c.fastest(family)
+            if best is None:
+                cells.append(Cell(", ".join(sorted({r.status for n, r in c.untimed.items() if n.startswith(family)}))))
+                continue
+            tie = " tie" if best.case.implementation in c.tied else ""
+            cells.append(Cell(milliseconds(timing_of(best).median_ms) + tie, best.case.implementation == c.winner))
+        for ratio, reference in ((subject_speedup(c), RIVAL), (subject_to_anchor(c), ANCHOR)):
             daggers |= ratio is not None and not ratio.interleaved
-            cells.append(_ratio_cell(c, name, ratio))
-        rows.append(cells)
-    note = naming.legend + " Bold: the fastest; tie: its interval overlaps that of the fastest."
+            if ratio is None and c.subject:
+                reasons.append(c.why_untimed(reference))
+            mark = "" if ratio is None or ratio.interleaved else NOT_INTERLEAVED
+            cells.append(Cell("n/a" if ratio is None else interval(ratio) + mark))
+        rows.append([*cells, Cell(c.winner)])
+    note = group.naming.legend + " Bold: the fastest of all; tie: its interval overlaps that of the fastest."
     if daggers:
         note += f" {NOT_INTERLEAVED}: not timed in one interleaved block."
     if reasons:
         note += f" n/a: no ratio, for {'; '.join(dict.fromkeys(reasons))}."
-    return Table(title, ("point", *names), rows, note)
+    times_of = (f"best {SUBJECT}", f"best {RIVAL}", ANCHOR, "dense")
+    header = ("point", *(f"{name}, ms" for name in times_of), f"speed over {RIVAL}", f"time / {ANCHOR}", "fastest")
+    return Table(f"{group.heading}: the best of each family", header, rows, note)
 
 
-def _ratio_cell(c: Comparison, name: str, ratio: Ratio | None) -> Cell:
-    mark = " tie" if name in c.tied else ""
-    strong = name == c.winner
-    if name not in c.timed:
-        return untimed_cell(c, name)
-    if ratio is None:
-        return Cell("n/a" + mark, strong)
-    dagger = "" if ratio.interleaved else NOT_INTERLEAVED
-    span = f"95 % interval {times(ratio.low)} to {times(ratio.high)}"
-    return Cell(times(ratio.value) + dagger + mark, strong, hint=span)
-
-
-def _roofs(pass_: str, group: Sequence[Comparison], naming: Naming) -> Table:
-    """Share of the roof: the floor of the layer's bytes and FLOPs over the measured median."""
-    names = _columns(group)
-    rows = []
-    for c in group:
-        cells = [Cell(naming.of(c.point))]
-        for name in names:
-            if name not in c.timed:
-                cells.append(untimed_cell(c, name))
-                continue
-            share = c.timed[name].roof_share
-            above = share is not None and share > 1
-            text = "n/a" if share is None else f"{share:.1%}{' !' if above else ''}"
-            cells.append(Cell(text, strong=above, bad=above))
-        rows.append(cells)
-    note = f"{naming.legend} Each against its own floor. !: above 100 %, a fault of the harness."
-    return Table(f"{pass_}: share of the roof", ("point", *names), rows, note)
-
-
-def untimed_cell(c: Comparison, name: str) -> Cell:
-    record = c.untimed.get(name)
-    return Cell("") if record is None else Cell(record.status, hint=record.reason)
-
-
-def implementations(group: Iterable[Comparison]) -> list[str]:
-    return in_order(name for c in group for name in (*c.timed, *c.untimed))
-
-
-def _columns(group: Iterable[Comparison]) -> list[str]:
-    """The subject first, where a narrow screen still shows it; then the order of the implementation table."""
-    return sorted(implementations(group), key=lambda name: family(name) != SUBJECT)
-
-
-def all_cases(records: Sequence[Record]) -> Table:
-    header = (
-        "implementation", "pass", "B", "D", "L", "K", "G", "pattern", "dtype", "mode", "method", "status", "median ms",
-        "95 % interval", "samples", "floor ms", "roof", "extra memory", "modelled", "layer", "mJ", "flags",
-    )  # fmt: skip
-    order = {name: i for i, name in enumerate(in_order(r.case.implementation for r in records))}
-
-    def place_of(r: Record) -> tuple[object, ...]:
-        shape = [getattr(r.case.point.shape, axis) for axis in AXES]
-        where = (r.case.point.dtype, r.case.point.pattern, *shape, r.case.mode)
-        return rank(ALL_PASSES, r.case.pass_), *where, order[r.case.implementation]
-
-    ordered = sorted(records, key=place_of)
-    return Table("Every case", header, [_case_row(r) for r in ordered], labels=2)
-
-
-def _case_row(r: Record) -> list[Cell]:
-    t, s = r.timing, r.case.point.shape
-    texts = [
-        r.case.implementation, r.case.pass_, *(f"{getattr(s, axis):,}" for axis in AXES), r.case.point.pattern,
-        r.case.point.dtype, r.case.mode, t.method if t else "", r.status, milliseconds(t.median_ms) if t else "",
-        f"{milliseconds(t.ci_low_ms)} to {milliseconds(t.ci_high_ms)}" if t else "", str(t.samples) if t else "",
-        "" if r.floor_ms is None else milliseconds(r.floor_ms), "" if r.roof_share is None else f"{r.roof_share:.1%}",
-        size(r.peak_extra_bytes), size(r.modelled_extra_bytes), size(r.layer_bytes),
-        "" if r.energy_mj is None else f"{r.energy_mj:.4g}", "; ".join(r.validity),
+def exponents(views: Sequence[View]) -> Table:
+    """How time grows with L: the power that fits each implementation's points."""
+    rows = [
+        [Cell(view.heading), Cell(f["name"]), Cell(f"{f['exponent']:.3f}"), Cell(f"{f['error']:.3f}"), Cell(str(f["count"]))]
+        for view in views if view.kind == "curves" for f in view.data["fits"]
     ]  # fmt: skip
-    return [Cell(text) for text in texts]
+    note = "Time grows as L to that power, by least squares of the logarithms along L, all else at the default point."
+    header = ("measured", "implementation", "exponent", "standard error", "points")
+    return Table("Growth with L", header, rows, note, labels=2)
+
+
+def marks(r: Record) -> list[str]:
+    """What keeps a record from being beyond dispute."""
+    said = list(r.validity)
+    if r.roof_share is not None and r.roof_share > 1:
+        said.append("above 100 % of the roof: a fault of the harness")
+    if r.timing is not None:
+        said += ["two modes in the samples"] * r.timing.bimodal
+        said += ["the time budget ended before the interval was narrow enough"] * r.timing.capped
+    return list(dict.fromkeys(said))
 
 
 def failures(records: Sequence[Record]) -> Table:
@@ -219,32 +167,30 @@ def failures(records: Sequence[Record]) -> Table:
     for r in records:
         if r.timing is None:
             groups.setdefault((r.case.implementation, r.status, r.reason), []).append(r)
-    return Table("Not timed, and why", ("implementation", "status", "cases", "reason", "first of them"),
-                 [_group_row(key, group) for key, group in sorted(groups.items())], labels=2)  # fmt: skip
+    return Table("Not timed, and why", ("implementation", "status", "reason", "first of them", "cases"),
+                 [_group_row(key, group) for key, group in sorted(groups.items())], labels=4)  # fmt: skip
 
 
 def _group_row(key: tuple[str, str, str], group: Sequence[Record]) -> list[Cell]:
     name, status, reason = key
     first = group[0].case
-    return [Cell(name), Cell(status), Cell(str(len(group))), Cell(reason or "no reason recorded"),
-            Cell(f"{first.pass_} {first.point} {first.mode}")]  # fmt: skip
+    return [Cell(name), Cell(status), Cell(reason or "no reason recorded"),
+            Cell(f"{first.pass_} {first.point} {first.mode}"), Cell(str(len(group)))]  # fmt: skip
 
 
 def flags(records: Sequence[Record]) -> Table:
     """What keeps records from being beyond dispute, with how many carry it."""
     groups: dict[str, list[Record]] = {}
     for r in records:
-        marks = list(r.validity)
-        if r.roof_share is not None and r.roof_share > 1:
-            marks.append("above 100 % of the roof: a fault of the harness")
-        if r.timing is not None:
-            marks += ["two modes in the samples"] * r.timing.bimodal
-            marks += ["the time budget ended before the interval was narrow enough"] * r.timing.capped
-        for mark in dict.fromkeys(marks):
+        for mark in marks(r):
             groups.setdefault(mark, []).append(r)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    rows = [[Cell(mark), Cell(str(len(group))), Cell(str(group[0].case))] for mark, group in ordered]
-    return Table("What limits these figures", ("flag", "cases", "first of them"), rows)
+    rows = [[Cell(mark), Cell(str(group[0].case)), Cell(str(len(group)))] for mark, group in ordered]
+    return Table("What limits these figures", ("flag", "first of them", "cases"), rows, labels=2)
+
+
+def implementations(group: Iterable[Comparison]) -> list[str]:
+    return in_order(name for c in group for name in (*c.timed, *c.untimed))
 
 
 def absolute(c: Comparison) -> Table:

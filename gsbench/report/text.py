@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 from gsbench.frame import part
 from gsbench.report.ratios import Ratio
@@ -29,6 +31,31 @@ def size(count: float | None) -> str:
             return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.3g} GiB"
+
+
+def energy(value: float) -> str:
+    return f"{milliseconds(value)} mJ"
+
+
+def flops(value: float) -> str:
+    """FLOP/s: 120G, 3.4T."""
+    return f"{value / 1e12:,.4g}T" if value >= 1e12 else f"{value / 1e9:,.4g}G"
+
+
+def form(name: str) -> Callable[[float], str]:
+    """How a value of a view is written."""
+    return {"times": times, "ms": milliseconds, "mJ": energy}[name]
+
+
+def slugs(names: Sequence[str]) -> list[str]:
+    """Names made safe for files and links, each once: a name from a manifest can hold anything."""
+    used: dict[str, int] = {}
+    found = []
+    for name in names:
+        slug = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:100] or "run"
+        used[slug] = used.get(slug, 0) + 1
+        found.append(slug if used[slug] == 1 else f"{slug}--{used[slug]}")  # a slug never holds "--"
+    return found
 
 
 def interval(ratio: Ratio) -> str:
@@ -64,11 +91,11 @@ def ceilings_line(manifest: dict[str, Any]) -> str:
     """The device's own measured ceilings in words; empty where none were measured."""
     ceilings = part(manifest, "ceilings")
     names = (("copy_gbps", "copy"), ("read_gbps", "read"), ("write_gbps", "write"), ("gather_gbps", "row gather"))
-    words = [f"{label} {ceilings[key]:,.0f} GB/s" for key, label in names if _number(ceilings.get(key))]
+    words = [f"{label} {ceilings[key]:,.0f} GB/s" for key, label in names if is_number(ceilings.get(key))]
     products = sorted(part(ceilings, "matmul_tflops").items())
-    words += [f"{dtype} product {value:,.3g} TFLOP/s" for dtype, value in products if _number(value)]
+    words += [f"{dtype} product {value:,.3g} TFLOP/s" for dtype, value in products if is_number(value)]
     return ", ".join(words)
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -79,6 +79,65 @@ def write(folder: Path, records: Iterable[Record], **manifest: Any) -> Path:
     return folder
 
 
+def write_samples(folder: Path, records: Iterable[Record], live: bool = False) -> None:
+    """Twenty raw samples of each timed record around its median: in samples.parquet, or as a run in progress has them."""
+    rows = [
+        {
+            "key": r.key,
+            "block_round": [i // 5 for i in range(20)],
+            "ms": [r.timing.median_ms * (0.99 + i / 1000) for i in range(20)],
+        }
+        for r in records
+        if r.timing
+    ]
+    if live:
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    import pandas as pd
+
+    frames = [pd.DataFrame({**row, "sample": range(20)}) for row in rows]
+    pd.concat(frames).to_parquet(folder / "samples.parquet")
+
+
+def grid(count: int) -> list[Record]:
+    """That many records of a full grid, by the formula of `realistic`."""
+    names = list(EFFICIENCY)
+    found: list[Record] = []
+    for number in range(-(-count // len(names))):
+        where = point(
+            batch=2 ** (number % 8), labels=2 ** (12 + number // 8 % 8), fan_in=8 * (1 + number // 64 % 8),
+            group_size=16 * (1 + number // 512),
+        )  # fmt: skip
+        for name in names[: count - len(found)]:
+            ms = realistic_time(name, "forward", where)
+            moved = 2 * (where.shape.batch + where.shape.fan_in) * where.shape.labels
+            found.append(timed(
+                name, ms, where, block=f"b{number}", floor_ms=ms / 3, roof_share=1 / 3, min_bytes=moved,
+                useful_flops=moved * 32, peak_extra_bytes=moved, modelled_extra_bytes=moved, layer_bytes=moved,
+                config={"tile": number % 5},
+            ))  # fmt: skip
+    return found
+
+
+def sweep() -> list[Record]:
+    """Sharing wins at B=256, loses to both at B=1, loses to the bottleneck alone at B=16, and ties with it at B=64."""
+    milliseconds = {256: (1.0, 4.0, 2.0), 1: (0.5, 0.25, 0.1), 16: (0.5, 1.0, 0.4), 64: (0.5, 1.0, 0.501)}
+    records = []
+    for batch, (group, fan, bottleneck) in milliseconds.items():
+        at = point(batch=batch)
+        common: dict[str, Any] = {
+            "peak_extra_bytes": batch * 2**20, "modelled_extra_bytes": batch * 2**19, "layer_bytes": 2**24, "floor_ms": 0.05,
+            "min_bytes": batch * 2**19, "useful_flops": 2**30,
+        }  # fmt: skip
+        records += [
+            timed("group_shared/triton", group, at, roof_share=0.05 / group, **common),
+            timed("fixed_fan_in/triton", fan, at, **common), timed("fixed_fan_in/csr", fan * 8, at),
+            timed("bottleneck/torch", bottleneck, at),
+            failed("dense/torch", "oom", "CUDA out of memory", at),
+        ]  # fmt: skip
+    return records
+
+
 def star() -> list[Point]:
     """The default point and every point that differs from it in one axis."""
     points = [

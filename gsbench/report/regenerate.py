@@ -1,0 +1,174 @@
+"""Every committed report again, from the records: are the committed files what the records give?
+
+`reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`. In README.md and
+docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that report.
+
+What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
+depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
+holds for each the fingerprint of what it draws and of the code that draws it, which must be that of the records, and the
+checksum of the PNG, which must be that of the file. So no figure is stale, or edited by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsbench import report
+from gsbench.errors import UserError
+from gsbench.report.contents import Report
+from gsbench.report.figures import Plate
+from gsbench.report.markdown import answer_lines
+
+RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
+_ANSWER = re.compile(r"(<!-- gsbench answer (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
+Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A committed file that is not what the records give, and how."""
+
+    file: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A report as the records give it. `folder`: of the committed files, relative to the root."""
+
+    folder: Path
+    report: Report
+    plates: list[Plate]
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / FIGURES
+
+
+def committed(root: Path) -> list[Committed]:
+    """Raises UserError where `root` has no committed runs or one cannot be read."""
+    folders = sorted(folder for folder in (root / RESULTS).glob("*") if folder.is_dir())
+    if not folders:
+        raise UserError(f"{root / RESULTS}: no recorded runs here; --root names the root of a checkout")
+    found = []
+    for folder in folders:
+        said = report.read(folder)
+        found.append(Committed(REPORTS / folder.name, said, report.plan(said)))
+    return found
+
+
+def check(root: Path) -> list[Stale]:
+    """The committed files that differ from what the records give."""
+    return _stale(root, committed(root))
+
+
+def _stale(root: Path, reports: list[Committed]) -> list[Stale]:
+    stale = []
+    for file, content in _texts(root, reports).items():
+        have = (root / file).read_bytes() if (root / file).exists() else None
+        if have != content:
+            stale.append(Stale(file, "missing" if have is None else "differs from what the records give"))
+    for one in reports:
+        stale += _stale_figures(root, one)
+        stale += [Stale(file, "belongs to no report") for file in _strangers(root, one)]
+    return stale + _missing_pictures(root)
+
+
+def write(root: Path) -> list[Stale]:
+    """Rewrite what differs; a figure is drawn only where it is stale. Returns what was."""
+    reports = committed(root)
+    stale = _stale(root, reports)
+    for file, content in _texts(root, reports).items():
+        report.write((root / file).parent, {file.name: content})
+    for one in reports:
+        _redraw(root, one)
+    return stale
+
+
+def _texts(root: Path, reports: list[Committed]) -> dict[Path, bytes]:
+    """Every file that is compared byte by byte, as it should be."""
+    found: dict[Path, bytes] = {}
+    for one in reports:
+        found |= {one.folder / name: text for name, text in report.texts(one.report, one.plates, FIGURES).items()}
+    answers = {(RESULTS / one.folder.name).as_posix(): "\n".join(answer_lines(one.report)) for one in reports}
+    for file in _prose(root):
+        text = file.read_text(encoding="utf-8")
+        for _, results, _ in _ANSWER.findall(text):
+            if results not in answers:
+                raise UserError(f"{file}: gsbench answer {results}: not one of {', '.join(answers)}")
+        new = _ANSWER.sub(lambda match: f"{match[1]}\n{answers[match[2]]}\n{match[3]}", text)
+        found[file.relative_to(root)] = new.encode()
+    return found
+
+
+def _prose(root: Path) -> list[Path]:
+    return [file for file in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if file.exists()]
+
+
+def _missing_pictures(root: Path) -> list[Stale]:
+    """Pictures of a report that README.md or a page of docs/ shows, and no report has."""
+    return [
+        Stale(file.relative_to(root), f"shows {picture}, which no report has")
+        for file in _prose(root) for picture in _PICTURE.findall(file.read_text(encoding="utf-8").replace("](../", "]("))
+        if not (root / picture).exists()
+    ]  # fmt: skip
+
+
+def _known(root: Path, one: Committed) -> dict[str, Digest]:
+    file = root / one.figures / DRAWN
+    try:
+        known: Any = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:  # then every figure is stale
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _stale_figures(root: Path, one: Committed) -> list[Stale]:
+    known, stale = _known(root, one), []
+    for plate in one.plates:
+        file, digest = one.figures / f"{plate.stem}.png", known.get(plate.stem, {})
+        if not (root / file).exists():
+            stale.append(Stale(file, "missing"))
+        elif digest.get("drawn") != plate.fingerprint(one.report.styles):
+            stale.append(Stale(file, "draws other numbers than the records give, or was drawn by other code"))
+        elif digest.get("png") != _checksum((root / file).read_bytes()):
+            stale.append(Stale(file, "is not the file that gsbench wrote"))
+    return stale
+
+
+def _strangers(root: Path, one: Committed) -> list[Path]:
+    expected = {f"{plate.stem}.png" for plate in one.plates} | {DRAWN}
+    there = (root / one.figures).glob("*") if (root / one.figures).exists() else ()
+    return sorted(file.relative_to(root) for file in there if file.name not in expected)
+
+
+def _redraw(root: Path, one: Committed) -> None:
+    stale = {item.file for item in _stale_figures(root, one)}
+    for file in _strangers(root, one):
+        (root / file).unlink()
+    known = _known(root, one)
+    digests: dict[str, Digest] = {}
+    for plate in one.plates:
+        file = one.figures / f"{plate.stem}.png"
+        if file in stale:
+            png, _ = plate.draw(one.report.styles)
+            report.write(root / one.figures, {file.name: png})
+            digests[plate.stem] = {"drawn": plate.fingerprint(one.report.styles), "png": _checksum(png)}
+        else:
+            digests[plate.stem] = known[plate.stem]
+    report.write(root / one.figures, {DRAWN: (json.dumps(digests, indent=1) + "\n").encode()})
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
