@@ -7,11 +7,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gskernels.table import ALL_PASSES, Shape
+from gskernels.table import LINEAR_PASSES, Shape
 
 Mode = Literal["cold", "hot", "graph", "host"]
 MODES: tuple[str, ...] = ("cold", "hot", "graph", "host")
-PASSES = ALL_PASSES
+PASSES = LINEAR_PASSES
 AXES: tuple[str, ...] = ("batch", "dim", "labels", "fan_in", "group_size")
 
 

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from gskernels.loss import binary_cross_entropy, squared_hinge
     from gskernels.nn import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
     from gskernels.ops import linear
+    from gskernels.optim import Update
+    from gskernels.positives import Positives
+    from gskernels.ranking import topk
     from gskernels.rewire import Rewirer, Schedule
+    from gskernels.steps import Outcome, Targets, step
     from gskernels.table import IMPLEMENTATIONS, Implementation, Shape
     from gskernels.topology import GroupTopology
 
@@ -29,6 +33,12 @@ _HOMES = {
     "FixedFanInLinear": "gskernels.nn",
     "GroupSharedLinear": "gskernels.nn",
     "HeadTailLinear": "gskernels.nn",
+    "Update": "gskernels.optim",
+    "Positives": "gskernels.positives",
+    "topk": "gskernels.ranking",
+    "Outcome": "gskernels.steps",
+    "Targets": "gskernels.steps",
+    "step": "gskernels.steps",
     "Rewirer": "gskernels.rewire",
     "Schedule": "gskernels.rewire",
     "IMPLEMENTATIONS": "gskernels.table",
@@ -45,13 +55,19 @@ __all__ = [
     "HeadTailLinear",
     "Implementation",
     "Layer",
+    "Outcome",
+    "Positives",
     "Rewirer",
     "Schedule",
     "Shape",
+    "Targets",
+    "Update",
     "binary_cross_entropy",
     "head_tail_linear",
     "linear",
     "squared_hinge",
+    "step",
+    "topk",
 ]
 
 

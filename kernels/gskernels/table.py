@@ -6,6 +6,8 @@ An implementation's module (imported on first use) defines, for ``layer: gskerne
     grad_input(grad_out, layer) -> dx             grad_out [B, L], dx [B, D]
     grad_weight(grad_out, x, layer) -> dw         dw has the shape of layer.weight
     backward(grad_out, x, layer) -> (dx, dw)      optional: both gradients from one read of grad_out
+    step(x, layer, targets, updates, guard)       optional, as in `gskernels.steps`; without it, forward and backward
+    topk(x, layer, k, exclude)                    optional, as in `gskernels.ranking`; without it, forward and torch.topk
 
 All tensors are row-major contiguous and share one dtype; sums accumulate in fp32. `Implementation.options`
 are passed on as keywords.
@@ -23,7 +25,9 @@ from typing import Any, Literal
 from gskernels.routes import aligned_rows, chunk_labels, takes_dense
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
-ALL_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+STEP, TOPK = "step", "topk"
+LINEAR_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+ALL_PASSES = (*LINEAR_PASSES, STEP, TOPK)
 FLOATS = ("fp32", "fp16", "bf16")
 Layout = Literal["dense", "bottleneck", "masked", "sparse"]
 

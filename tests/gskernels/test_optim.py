@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -138,3 +139,54 @@ def test_closure_scalars_and_missing_gradients() -> None:
 def test_errors(make: Callable[[Tensor], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(torch.ones(2))
+
+
+def mixed(word: int) -> int:
+    """lowbias32, in Python's own integers."""
+    word ^= word >> 16
+    word = word * 0x7FEB352D % 2**32
+    word ^= word >> 15
+    word = word * 0x846CA68B % 2**32
+    return word ^ word >> 16
+
+
+@pytest.mark.parametrize("first", [0, 12345, 2**31 - 3, 2**32 - 2, 2**33 + 1])
+@pytest.mark.parametrize("seed", [0, 1, 2**62 + 12345678901])
+def test_the_noise_is_the_documented_hash(seed: int, first: int) -> None:
+    expected = []
+    for place in range(first, first + 5):
+        word = mixed((place % 2**32) ^ (seed % 2**32)) + (seed >> 32) + (place >> 32) * 0x9E3779B9
+        expected.append(mixed(word % 2**32) >> 16)
+    assert optim.noise(seed, first, 5).tolist() == expected
+
+
+def test_the_noise_is_uniform_and_knows_its_seed() -> None:
+    n = 1 << 18
+    drawn = [optim.noise(seed, 0, n).double() / 65536 for seed in (0, 1, 2**32)]
+    for one in drawn:
+        assert abs(float(one.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / n)  # five standard errors
+        counts = torch.histc(one, 64, 0, 1)
+        assert float(((counts - n / 64) ** 2 / (n / 64)).sum()) < 63 + 5 * math.sqrt(2 * 63)  # chi-squared
+        assert abs(float(((one[1:] - 0.5) * (one[:-1] - 0.5)).mean()) * 12) < 5 / math.sqrt(n)  # neighbours
+    assert abs(float(((drawn[0] - 0.5) * (drawn[1] - 0.5)).mean()) * 12) < 5 / math.sqrt(n)  # seeds
+    assert abs(float(((drawn[0] - 0.5) * (drawn[2] - 0.5)).mean()) * 12) < 5 / math.sqrt(n)
+
+
+def test_pieces_round_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained("stochastic", 3, momentum=0.9)
+    monkeypatch.setattr(optim, "PIECE", 200)
+    assert torch.equal(trained("stochastic", 3, momentum=0.9), whole)
+
+
+@pytest.mark.parametrize("update", optim.UPDATES)
+def test_an_update_taken_from_the_optimizer_is_its_step(update: str) -> None:
+    """What a fused step does to the weights is, to the last bit, what the optimizer does with the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 60).view(12, 5).bfloat16()) for _ in range(2)]
+    optimizers = [SGD([weight], 0.01, momentum=0.9, weight_decay=0.1, update=update, seed=3) for weight in weights]
+    for _ in range(3):
+        grad = torch.randn(12, 5, generator=generator)
+        weights[0].grad = grad.bfloat16()
+        optimizers[0].step()
+        optimizers[1].update_of(weights[1]).apply(weights[1], grad.bfloat16())
+        assert torch.equal(*weights)
