@@ -6,6 +6,7 @@ on meta tensors, and a stand-in for `tune.launch` compiles instead of starting.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -28,12 +29,16 @@ from triton.compiler import ASTSource  # noqa: E402
 from gskernels import tune  # noqa: E402
 from gskernels.fixed_fan_in import triton as per_label  # noqa: E402
 from gskernels.group_shared import triton as grouped  # noqa: E402
+from gskernels.group_shared import triton_step, triton_topk  # noqa: E402
 from gskernels.layer import Layer  # noqa: E402
+from gskernels.optim import UPDATES, Update  # noqa: E402
+from gskernels.positives import ByGroup, Positives  # noqa: E402
+from gskernels.steps import Targets  # noqa: E402
 from gskernels.topology import GroupTopology  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "i16", torch.int32: "i32",
-         torch.int64: "i64"}  # fmt: skip
+         torch.int64: "i64", torch.float64: "fp64"}  # fmt: skip
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # B, D, L, K, G, dtype: the suites' default point, its group sizes, the published shapes, and shapes whose rows have no
@@ -43,6 +48,8 @@ GROUPED: list[Shape] = [
     (64, 384, 670_091, 64, 16, BF16), (128, 768, 2_812_281, 128, 64, BF16), (100, 300, 2049, 100, 256, FP16),
     (1, 768, 655_360, 33, 7, BF16), (256, 768, 655_360, 64, 32, FP32), (100, 300, 2049, 100, 256, FP32),
 ]  # fmt: skip
+# For the step that stores no logits: small tiles, tiles near the largest that it takes, numbers without tensor cores.
+STEPPED: list[Shape] = [GROUPED[1], GROUPED[4], (100, 300, 2049, 100, 128, FP16), (256, 768, 655_360, 64, 32, FP32)]
 PER_LABEL: list[Shape] = [(256, 768, 655_360, 64, 1, BF16), (17, 300, 2049, 33, 1, FP16), (1000, 96, 333, 64, 1, FP32)]
 
 
@@ -59,6 +66,8 @@ class Launch:
 def signature(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
@@ -112,6 +121,25 @@ def launch_grouped(shape: Shape, everything: bool = False) -> None:
         for config in grouped.gradients_candidates(problem, with_input, with_weight)[:most]:
             grouped._gradients(dy, x if with_weight else None, layer, problem, config, with_input)
     grouped._ordered_grad_input(dy, layer, problem)
+
+
+def launch_step(shape: Shape, everything: bool = False) -> None:
+    """The same for the step that stores no logits, with all that it can be asked for, and for topk with exclusions."""
+    x, _, layer = operands(*shape)
+    problem = grouped.Problem.of(x.shape[0], layer)
+    assert triton_step.supports(problem)
+    most = None if everything else 1
+    number = torch.empty(9, dtype=torch.int32, device="meta")
+    lists = ByGroup(number, number, number)
+    layer = Layer(layer.weight, layer.topology, bias=torch.empty(shape[2], dtype=shape[5], device="meta"))
+    targets = Targets(Positives(number, number), label_weight=torch.empty(shape[2], device="meta"))
+    for rounding, config in zip(itertools.cycle(UPDATES[::-1]), triton_step.candidates(problem)[:most]):
+        update = Update(0.1, 0.9, 0.1, rounding, 5, layer.weight, layer.weight)
+        triton_step.Step(x, layer, targets, lists, problem, config).run({"weight": update}, guard=True)
+    for config in triton_topk.candidates(problem)[:most]:
+        call = triton_topk.TopK(x, layer, 100, None, problem)
+        call.lists, call.constants["EXCLUDE"] = lists, True
+        call.run(config)
 
 
 def launch_per_label(shape: Shape, everything: bool = False) -> None:
@@ -182,8 +210,15 @@ def test_fixed_fan_in_defaults_spill_nothing(launched: list[Launch], shape: Shap
     assert not spilling(launched)
 
 
+@pytest.mark.parametrize("shape", STEPPED, ids=str)
+def test_steps_without_logits_spill_nothing(launched: list[Launch], shape: Shape) -> None:
+    launch_step(shape)
+    assert not spilling(launched)
+
+
 def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch]) -> None:
     launch_grouped(GROUPED[0], everything=True)
+    launch_step(GROUPED[0], everything=True)
     launch_per_label(PER_LABEL[0], everything=True)
     assert not spilling(launched)
 
@@ -191,6 +226,7 @@ def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch
 @pytest.mark.parametrize("capability", [80, 100])
 def test_other_gpus_compile_and_spill_nothing(launched: list[Launch], capability: int) -> None:
     launch_grouped(GROUPED[0])
+    launch_step(GROUPED[0])
     launch_per_label(PER_LABEL[0])
     suited = [launch for launch in launched if capability >= 90 or not launch.constants.get("TMA")]
     assert len(suited) >= 8
