@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gskernels import tune
+
 UPDATES = ("nearest", "stochastic", "kahan")
 PIECE = 1 << 22  # weights in fp32 at once: 16 MiB
 _FRACTION = 1 << 16  # a bf16 is the upper half of an fp32
@@ -120,10 +122,16 @@ class Update:
 
     @torch.no_grad()
     def apply(self, weight: Tensor, grad: Tensor, first: int = 0) -> None:
-        """Update `weight` and the state in place, through fp32 temporaries of its size.
+        """Update `weight` and the state in place; on a GPU in one pass over them, else through fp32 temporaries.
 
         first: numbers of the parameter before weight's first, where `weight` is a part of its rows.
         """
+        kernels = tune.pointwise(weight.device.type)
+        if kernels is not None and weight.is_contiguous():
+            buffers = (self.momentum_buffer if self.momentum else None, self.compensation)
+            rates = (self.lr, self.momentum, self.weight_decay)
+            kernels.update(weight, grad, *buffers, self.rounds(weight.dtype), rates, self.seed, first)
+            return
         value, step = weight.float(), grad.float()
         if self.weight_decay:
             step = step + self.weight_decay * value

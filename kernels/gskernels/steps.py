@@ -34,7 +34,7 @@ from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, Shape, find
 
 Updates = Mapping[str, Update]  # by the name of the parameter in Layer: "weight", "bias", "down"
 PARAMETERS = ("weight", "bias", "down")
-DEFAULTS = {"dense": ("dense/torch",), "bottleneck": ("bottleneck/torch",), "masked": ("masked_dense/torch",)}
+DEFAULTS = {"dense": ("dense/chunked",), "bottleneck": ("bottleneck/chunked",), "masked": ("masked_dense/torch",)}
 
 
 @dataclass(frozen=True)

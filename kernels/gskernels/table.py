@@ -66,8 +66,10 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs. tuned: whether a measurement decides something of it, its
-    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`).
+    modelled bytes of temporaries beside the outputs, of the passes in LINEAR_PASSES; fused: the same of step and topk, where
+    the module has its own for both (without it: what forward and backward need, and the logits). tuned: whether a
+    measurement decides something of it, its configuration (`gskernels.tune`) or where it is the default
+    (`gskernels.dispatch`).
     """
 
     name: str
@@ -79,6 +81,7 @@ class Implementation:
     passes: tuple[str, ...] = ALL_PASSES
     limit: Limit = no_limit
     workspace: Workspace = no_workspace
+    fused: Workspace | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tuned: bool = False
 
@@ -103,6 +106,15 @@ class Implementation:
         if dtype not in self.dtypes:
             return f"{self.name} takes {', '.join(self.dtypes)}, not {dtype}"
         return self.limit(shape, pass_, dtype, device)
+
+    def temporaries(self, shape: Shape, pass_: str, item: int) -> int:
+        """Modelled bytes beside the outputs of one call."""
+        if pass_ in LINEAR_PASSES:
+            return self.workspace(shape, pass_, item)
+        if self.fused is not None:
+            return self.fused(shape, pass_, item)
+        used = (FORWARD, BACKWARD) if pass_ == STEP else (FORWARD,)
+        return shape.batch * shape.labels * item + max(self.workspace(shape, one, item) for one in used)
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -215,10 +227,29 @@ def _apart_workspace(shape: Shape, pass_: str, item: int) -> int:
     return max(workspace(shape, one, item) for one in (GRAD_INPUT, GRAD_WEIGHT) for workspace in either)
 
 
+def _chunked_fused(shape: Shape, pass_: str, item: int) -> int:
+    """A chunk's logits and, as it is multiplied out in fp32, its gradient; dx in fp32."""
+    labels = min(shape.labels, max(128, (32 << 20) // (shape.batch * item)))
+    return labels * (shape.batch * item + shape.dim * 4) + 8 * shape.batch * shape.dim
+
+
+def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
+    """X^T, four dX^T in fp32 and where each group's positives begin; for topk a chunk of tiles' largest logits, twice."""
+    if pass_ == STEP:
+        return _group_shared_workspace(shape, GRAD_INPUT, item) + 4 * math.ceil(shape.labels / shape.group_size)
+    tiles = math.ceil(shape.labels / shape.group_size) * math.ceil(shape.group_size / 128)
+    return 2 * min(64 << 20, 8 * tiles * shape.batch) + shape.batch * shape.dim * item
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
+    Implementation("dense/chunked", "gskernels.chunked", "dense",
+                   "chunks of labels, their update fused with their gradient; no logits of all labels", passes=(STEP, TOPK),
+                   fused=_chunked_fused),
     Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL",
                    workspace=_bottleneck_workspace),
+    Implementation("bottleneck/chunked", "gskernels.chunked", "bottleneck", "the same over the hidden activations",
+                   passes=(STEP, TOPK), fused=_chunked_fused),
     Implementation("masked_dense/torch", "gskernels.masked_dense", "masked",
                    "simulated sparsity: full matrix times a mask, what most sparse-training code does",
                    workspace=_masked_workspace),
@@ -237,8 +268,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    devices=("cuda",), workspace=_per_label_cuda_workspace),
     Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
-                   "gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_workspace, tuned=True),
+                   "gather and tensor-core product, atomic grad_input; step and topk store no logits", devices=("cuda",),
+                   workspace=_group_shared_workspace, fused=_group_shared_fused, tuned=True),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),

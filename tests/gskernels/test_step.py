@@ -210,3 +210,19 @@ def test_lists_by_group() -> None:
     assert sorted(found) == list(zip(rows.tolist(), labels.tolist(), strict=True))
     part = targets.within(8, 20)
     assert torch.equal(part.dense(12), targets.dense(37)[:, 8:20])
+
+
+@pytest.mark.parametrize("name", ["dense/chunked", "bottleneck/chunked", "fixed_fan_in/densify"])
+def test_many_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three chunks of 128 labels give what one gives, the state of each in its place."""
+    shape, implementation = Shape(5, 24, 300, 6, 4), find(name)
+    x, layer, targets = draw_x(shape, "bf16", "cpu"), make_layer(implementation, shape, "bf16", "cpu"), draw_targets(shape)
+    outcomes = []
+    for chunk_bytes in (1 << 20, 1):
+        monkeypatch.setattr(implementation.load(), "CHUNK_BYTES", {"cpu": chunk_bytes})
+        mine, updates = copied(layer), {"weight": draw_update(layer.weight, "stochastic")}
+        got = step(x, mine, targets, updates, implementation=name)
+        outcomes.append((got.loss, got.dx, mine.weight, updates["weight"].momentum_buffer))
+    for one, other in zip(*outcomes, strict=True):
+        assert float((one.double() - other).norm() / other.norm()) < 0.01  # sums of bf16 parts
+    assert float((outcomes[0][2] != outcomes[1][2]).float().mean()) < 0.05  # the same draws

@@ -151,8 +151,7 @@ def check_update() -> None:
     import triton
     import triton.language as tl
 
-    from gskernels.group_shared.triton_step import _words
-    from gskernels.group_shared.triton_step_kernels import _store_updated
+    from gskernels.pointwise_triton import store_updated, words
 
     kernels: dict[str, Any] = {}
     text = """
@@ -161,16 +160,16 @@ def update_kernel(weight, gradient, first, lr, decay, low, high, n):
     at = tl.arange(0, 64)[None, :]
     w = tl.load(weight + at, mask=at < n, other=0.0).to(tl.float32)
     g = tl.load(gradient + at, mask=at < n, other=0.0)
-    _store_updated(weight, weight, weight, at, at < n, w, g, first + at.to(tl.int64), lr, 0.0, decay, low, high, False, 1)
+    store_updated(weight, weight, weight, at, at < n, w, g, first + at.to(tl.int64), lr, 0.0, decay, low, high, False, 1)
 """
     path = Path(tempfile.mkdtemp()) / "update_kernel.py"  # triton reads a kernel's source from its file
     path.write_text(text)
-    exec(compile(text, str(path), "exec"), {"triton": triton, "tl": tl, "_store_updated": _store_updated}, kernels)
+    exec(compile(text, str(path), "exec"), {"triton": triton, "tl": tl, "store_updated": store_updated}, kernels)
     for first in (0, 2**33 + 5):
         w, g = (torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
         w, update = w.bfloat16(), Update(0.01, 0.0, 0.1, "stochastic", 2**40 + 3)
         mine = w.clone()
-        kernels["update_kernel"][(1,)](mine, g, first, 0.01, 0.1, *_words(update.seed), 50)
+        kernels["update_kernel"][(1,)](mine, g, first, 0.01, 0.1, *words(update.seed), 50)
         update.apply(w, g, first)
         assert torch.equal(mine, w)
 

@@ -18,13 +18,11 @@ from gskernels.group_shared import triton as base
 from gskernels.group_shared.triton import COPIED_NUMBERS, Problem, distinct, transpose, without
 from gskernels.group_shared.triton_step_kernels import step_kernel
 from gskernels.layer import Layer
-from gskernels.optim import UPDATES, Update
+from gskernels.optim import Update
+from gskernels.pointwise_triton import KINDS, ROUNDINGS, SLOTS, new_losses, words
 from gskernels.positives import ByGroup
 from gskernels.steps import Outcome, Targets, Updates, finish, unfused
 from gskernels.tune import Config
-
-SLOTS = 128  # fp64 sums of the loss, so that programs do not wait for each other
-KINDS = ("cross_entropy", "squared_hinge")
 
 
 def supports(problem: Problem) -> bool:
@@ -99,17 +97,17 @@ class Step:
     ) -> Tensor:  # fmt: skip
         """The loss."""
         problem, layer, targets = self.problem, self.layer, self.targets
-        losses = torch.zeros(SLOTS, dtype=torch.float64, device=xt.device)
+        losses = new_losses(xt)
         how = Update(0.0) if update is None else update
         optional = (dw, db, how.momentum_buffer, how.compensation, sound)
         dw_, db_, buffer, lost, sound_ = (weight if tensor is None else tensor for tensor in optional)
         bias = weight if layer.bias is None else layer.bias.contiguous()
         factor = losses if targets.label_weight is None else targets.label_weight
         sizes = (problem.batch, problem.stride, problem.labels, self.config["COPIES"], problem.dim * problem.stride)
-        rates = (float(how.lr), float(how.momentum), float(how.weight_decay), *_words(how.seed))
+        rates = (float(how.lr), float(how.momentum), float(how.weight_decay), *words(how.seed))
         args = (xt, weight, layer.sparse.indices.contiguous(), bias, *self.by_group, factor, losses, sums, dw_, db_, buffer,
                 lost, sound_, *sizes, *rates)  # fmt: skip
-        rounding = UPDATES.index(how.rounds(weight.dtype))
+        rounding = ROUNDINGS.index(how.rounds(weight.dtype))
         tune.launch(
             step_kernel, (problem.tiles,), args, without(self.config, "COPIES"), BLOCK_K=inputs(problem), SLOTS=SLOTS,
             HAS_BIAS=layer.bias is not None, HAS_LABEL_WEIGHT=targets.label_weight is not None,
@@ -117,9 +115,3 @@ class Step:
             GUARD=sound is not None, **problem.constants(), **constants,
         )  # fmt: skip
         return losses.sum().float()
-
-
-def _words(seed: int) -> tuple[int, int]:
-    """The two 32-bit words of a seed, as int32."""
-    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    return (low + 2**31) % 2**32 - 2**31, (high + 2**31) % 2**32 - 2**31

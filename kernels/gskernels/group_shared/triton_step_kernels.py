@@ -12,15 +12,7 @@ import triton
 import triton.language as tl
 
 from gskernels.group_shared.triton_kernels import _labels_of, _rows
-
-
-@triton.jit
-def _listed(pointers, rows, columns, group, within, b, j):
-    """[BLOCK_B, BLOCK_G] bool: which pairs of rows b and labels j of the tile the lists of the group name."""
-    hit = (b < 0)[:, None] & (j < 0)[None, :]
-    for i in range(tl.load(pointers + group), tl.load(pointers + group + 1)):
-        hit = hit | ((b == tl.load(rows + i))[:, None] & (j == tl.load(columns + i) - within)[None, :])
-    return hit
+from gskernels.pointwise_triton import listed, loss_and_slope, sort_key, store_updated
 
 
 @triton.jit
@@ -31,66 +23,6 @@ def _logits(xt, w, row, b, bias, labels_at, inside_j, HAS_BIAS: tl.constexpr):
     if HAS_BIAS:
         z += tl.load(bias + labels_at, mask=inside_j, other=0.0).to(tl.float32)[None, :]
     return x, z
-
-
-@triton.jit
-def _loss_and_slope(s, LOSS: tl.constexpr):
-    """(loss, its derivative) at s = z of a negative, -z of a positive. LOSS 0: cross-entropy, 1: squared hinge."""
-    if LOSS == 0:
-        e = tl.exp(-tl.abs(s))
-        # log(1 + e) / e on [0, 1], relative error 4e-7 wherever e is, which log(1 + e) does not have for a small e.
-        p = 0.044089616197723926 - 0.008539204108515776 * e
-        p = -0.1076816915209945 + p * e
-        p = 0.1774523996889353 + p * e
-        p = -0.24495462299797086 + p * e
-        p = 0.33275479683508646 + p * e
-        p = -0.49997405390156047 + p * e
-        p = 0.9999998056663729 + p * e
-        each = tl.where(s > 0, s, 0.0) + e * p
-        slope = tl.where(s > 0, 1.0, e) / (1.0 + e)
-        return tl.where(s == s, each, s), tl.where(s == s, slope, s)  # comparisons lose a NaN
-    margin = tl.where(s < -1.0, 0.0, 1.0 + s)
-    return margin * margin, 2.0 * margin
-
-
-@triton.jit
-def _mix(h):
-    h ^= h >> 16
-    h *= 0x7FEB352D
-    h ^= h >> 15
-    h *= 0x846CA68B
-    return h ^ (h >> 16)
-
-
-@triton.jit
-def _noise(place, seed_low, seed_high):
-    """`gskernels.optim.noise` of places (int64)."""
-    low, high = place.to(tl.uint32), (place >> 32).to(tl.uint32)
-    word = _mix(low ^ seed_low.to(tl.uint32)) + seed_high.to(tl.uint32) + high * 0x9E3779B9
-    return _mix(word) >> 16
-
-
-@triton.jit
-def _store_updated(
-    weight, buffer, lost, at, inside, w, gradient, place, lr, momentum, decay, seed_low, seed_high,
-    MOMENTUM: tl.constexpr, ROUNDING: tl.constexpr,
-):  # fmt: skip
-    """What `gskernels.optim.Update.apply` does, on a tile. ROUNDING 0: nearest, 1: stochastic, 2: Kahan."""
-    step = gradient + decay * w
-    if MOMENTUM:
-        step += momentum * tl.load(buffer + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(buffer + at, step.to(buffer.dtype.element_ty), mask=inside)
-    if ROUNDING == 2:
-        wanted = tl.load(lost + at, mask=inside, other=0.0).to(tl.float32) - lr * step
-        new = (w + wanted).to(weight.dtype.element_ty)
-        tl.store(lost + at, (wanted - (new.to(tl.float32) - w)).to(lost.dtype.element_ty), mask=inside)
-        tl.store(weight + at, new, mask=inside)
-    else:
-        value = w - lr * step
-        if ROUNDING == 1:
-            bits = (value.to(tl.uint32, bitcast=True) + _noise(place, seed_low, seed_high)) & 0xFFFF0000
-            value = tl.where(tl.abs(value) < float("inf"), bits.to(tl.float32, bitcast=True), value)
-        tl.store(weight + at, value.to(weight.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high"])
@@ -125,8 +57,8 @@ def step_kernel(
     for b0 in range(0, batch, BLOCK_B):
         b = b0 + tl.arange(0, BLOCK_B)
         x, z = _logits(xt, w, row, b, bias, first + j, j < count, HAS_BIAS)
-        hit = _listed(pointers, rows, columns, group, within, b, j)
-        each, slope = _loss_and_slope(tl.where(hit, -z, z), LOSS)
+        hit = listed(pointers, rows, columns, group, within, b, j)
+        each, slope = loss_and_slope(tl.where(hit, -z, z), LOSS)
         real = (b < batch)[:, None] & (j < count)[None, :]
         loss += tl.sum(tl.where(real, each * factor, 0.0), 0)
         if GRADIENTS:
@@ -144,17 +76,10 @@ def step_kernel(
         if UPDATE:
             if GUARD:
                 inside = inside & (tl.load(sound) != 0)
-            _store_updated(weight, buffer, lost, at, inside, w.to(tl.float32), tl.trans(total), at, lr, momentum, decay,
+            store_updated(weight, buffer, lost, at, inside, w.to(tl.float32), tl.trans(total), at, lr, momentum, decay,
                            seed_low, seed_high, MOMENTUM, ROUNDING)  # fmt: skip
         else:
             tl.store(grad_weight + at, tl.trans(total).to(grad_weight.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _sort_key(value):
-    """int32 that orders as the fp32 values do: -0 equals 0, any NaN is above +inf. As `gskernels.ranking` has it."""
-    bits = (value + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(value == value, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
 
 
 @triton.jit
@@ -178,9 +103,9 @@ def best_of_tiles_kernel(
     for b0 in range(0, batch, BLOCK_B):
         b = b0 + tl.arange(0, BLOCK_B)
         _, z = _logits(xt, w, row, b, bias, first + j, j < count, HAS_BIAS)
-        key = tl.where((j < count)[None, :], _sort_key(z), -0x80000000)
+        key = tl.where((j < count)[None, :], sort_key(z), -0x80000000)
         if EXCLUDE:
-            key = tl.where(_listed(pointers, rows, columns, group, within, b, j), -0x80000000, key)
+            key = tl.where(listed(pointers, rows, columns, group, within, b, j), -0x80000000, key)
         best = tl.max(key, 1).to(tl.int64) * 4294967296 + (2147483647 - tl.program_id(0))
         tl.store(keys + tl.program_id(0).to(tl.int64) * batch + b, best, mask=b < batch)
 
