@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gsbench.case import AXES
+from gsbench.case import AXES, PASSES
 from gsbench.record import Record
 from gsbench.report.answer import lost_to_anchor, lost_to_rival, subject_speedup, subject_to_anchor
 from gsbench.report.ratios import (
@@ -23,7 +23,6 @@ from gsbench.report.ratios import (
 )
 from gsbench.report.sweeps import Naming, from_centre
 from gsbench.report.text import interval, milliseconds, size, times
-from gskernels.table import ALL_PASSES
 
 NOT_INTERLEAVED = "†"
 
@@ -194,7 +193,7 @@ def all_cases(records: Sequence[Record]) -> Table:
     def place_of(r: Record) -> tuple[object, ...]:
         shape = [getattr(r.case.point.shape, axis) for axis in AXES]
         where = (r.case.point.dtype, r.case.point.pattern, *shape, r.case.mode)
-        return rank(ALL_PASSES, r.case.pass_), *where, order[r.case.implementation]
+        return rank(PASSES, r.case.pass_), *where, order[r.case.implementation]
 
     ordered = sorted(records, key=place_of)
     return Table("Every case", header, [_case_row(r) for r in ordered], labels=2)

@@ -53,14 +53,14 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
     return Outcome(got.loss, outer.dx, got.dw, got.db, outer.d_down)
 
 
-def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None) -> Best:
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:
     """The pass `topk` of a dense layer or a bottleneck: torch.topk of each chunk's logits, then of what these left."""
     if layer.down is not None:
         x, layer = x @ layer.down.t(), Layer(layer.weight, bias=layer.bias)
     found = []
     for first, stop in _chunks(len(x), layer.labels, x, at_least=k):
         part = None if exclude is None else exclude.within(first, stop)
-        values, labels = by_logits(dense, x, layer.rows(first, stop), min(k, stop - first), part)
+        values, labels = by_logits(dense, x, layer.rows(first, stop), min(k, stop - first), part, ties=ties)
         found.append((values, torch.where(labels < 0, -1, labels + first)))
     if len(found) == 1:
         return found[0]

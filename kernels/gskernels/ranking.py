@@ -2,12 +2,12 @@
 
 An implementation that has the pass defines, in its module,
 
-    topk(x, layer, k, exclude=None) -> (values [B, k] fp32, labels [B, k] int64)
+    topk(x, layer, k, exclude=None, ties=True) -> (values [B, k] fp32, labels [B, k] int64)
 
 Values fall along a row, equal ones in rising order of their labels; NaN counts as larger than any number, so it shows.
 Labels that `exclude` lists for a row never appear in it, nor do those with a logit of -inf; where fewer than k are
 left, the rest is -inf with label -1. Ties are of the logits as the implementation has them: fp32 where it is fused, in
-the dtype of x elsewhere.
+the dtype of x elsewhere. With ties=False an implementation may take any of equal logits, where that is cheaper.
 
 `by_logits` makes the pass of any implementation's forward. `gskernels.oracle.topk` is the specification.
 """
@@ -62,9 +62,9 @@ def run(
     module: ModuleType, x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, *, ties: bool = True,
     **options: Any,
 ) -> Best:  # fmt: skip
-    """The module's own topk where it has one, else `by_logits`, which alone looks at `ties`."""
+    """The module's own topk where it has one, else `by_logits`."""
     if hasattr(module, "topk"):
-        best: Best = module.topk(x, layer, k, exclude, **options)
+        best: Best = module.topk(x, layer, k, exclude, ties, **options)
         return best
     return by_logits(module, x, layer, k, exclude, ties=ties, **options)
 

@@ -7,7 +7,7 @@ An implementation's module (imported on first use) defines, for ``layer: gskerne
     grad_weight(grad_out, x, layer) -> dw         dw has the shape of layer.weight
     backward(grad_out, x, layer) -> (dx, dw)      optional: both gradients from one read of grad_out
     step(x, layer, targets, updates, guard)       optional, as in `gskernels.steps`; without it, forward and backward
-    topk(x, layer, k, exclude)                    optional, as in `gskernels.ranking`; without it, forward and torch.topk
+    topk(x, layer, k, exclude, ties)              optional, as in `gskernels.ranking`; without it, forward and torch.topk
 
 All tensors are row-major contiguous and share one dtype; sums accumulate in fp32. `Implementation.options`
 are passed on as keywords.

@@ -319,8 +319,8 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
     return triton_step.step(x, layer, targets, updates, guard)
 
 
-def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None) -> Best:
-    """The best labels without stored logits, as `gskernels.ranking` describes it."""
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:
+    """The best labels without stored logits, as `gskernels.ranking` describes it; equal ones always by label."""
     from gskernels.group_shared import triton_topk  # which builds on this module
 
     _check(x)
