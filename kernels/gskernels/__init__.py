@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gskernels.fused import fused_loss
     from gskernels.head_tail import head_tail_linear
     from gskernels.layer import Layer
     from gskernels.loss import binary_cross_entropy, squared_hinge
@@ -26,6 +27,7 @@ _HOMES = {
     "GroupTopology": "gskernels.topology",
     "Layer": "gskernels.layer",
     "linear": "gskernels.ops",
+    "fused_loss": "gskernels.fused",
     "head_tail_linear": "gskernels.head_tail",
     "binary_cross_entropy": "gskernels.loss",
     "squared_hinge": "gskernels.loss",
@@ -63,6 +65,7 @@ __all__ = [
     "Targets",
     "Update",
     "binary_cross_entropy",
+    "fused_loss",
     "head_tail_linear",
     "linear",
     "squared_hinge",
