@@ -67,7 +67,7 @@ class Implementation:
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
     modelled bytes of temporaries beside the outputs, of the passes in LINEAR_PASSES; fused: the same of step and topk, where
-    the module has its own for both (without it: what forward and backward need, and the logits). tuned: whether a
+    the module has a step of its own (without it: what forward and backward need, and the logits). tuned: whether a
     measurement decides something of it, its configuration (`gskernels.tune`) or where it is the default
     (`gskernels.dispatch`).
     """
@@ -233,6 +233,11 @@ def _chunked_fused(shape: Shape, pass_: str, item: int) -> int:
     return labels * (shape.batch * item + shape.dim * 4) + 8 * shape.batch * shape.dim
 
 
+def _step_in_chunks(shape: Shape, pass_: str, item: int) -> int:
+    """As above for the step; topk stores the logits."""
+    return _chunked_fused(shape, pass_, item) if pass_ == STEP else shape.batch * shape.labels * item
+
+
 def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
     """X^T, four dX^T in fp32 and where each group's positives begin; for topk a chunk of tiles' largest logits, twice."""
     if pass_ == STEP:
@@ -260,13 +265,15 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/embedding_bag", "gskernels.fixed_fan_in.embedding_bag", "sparse",
                    "weighted bags over the columns of X", limit=_embedding_bag_limit),
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
-                   "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
+                   "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace,
+                   fused=_step_in_chunks),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
                    devices=("cuda",), workspace=_per_label_workspace, tuned=True),
     Implementation("fixed_fan_in/cuda", "gskernels.fixed_fan_in.cuda", "sparse",
                    "X^T in shared memory, whole rows, tensor cores; or expanded to dense for cuBLAS, where that is faster",
-                   devices=("cuda",), workspace=_per_label_cuda_workspace),
-    Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
+                   devices=("cuda",), workspace=_per_label_cuda_workspace, fused=_step_in_chunks),
+    Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product",
+                   fused=_step_in_chunks),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
                    "gather and tensor-core product, atomic grad_input; step and topk store no logits", devices=("cuda",),
                    workspace=_group_shared_workspace, fused=_group_shared_fused, tuned=True),

@@ -133,6 +133,17 @@ def test_a_wrong_name_is_refused() -> None:
         layer.loss(x, targets, {"weight": Update(0.1)})  # type: ignore[operator]
 
 
+def test_under_a_compiler_that_may_not_break_the_graph() -> None:
+    layer, x, targets = made("group_shared", "cpu")
+
+    def step(x: Tensor) -> Tensor:
+        return layer.loss(x, targets, check=False)  # type: ignore[operator, no-any-return]
+
+    wanted = [x, layer.weight]
+    compiled = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), wanted)  # type: ignore[arg-type]
+    assert all(torch.equal(*pair) for pair in zip(compiled, torch.autograd.grad(step(x), wanted), strict=True))  # type: ignore[arg-type]
+
+
 @pytest.mark.gpu
 def test_compiled_captured_and_on_another_stream() -> None:
     layer, x, targets = made("group_shared", "cuda", dtype=torch.bfloat16)

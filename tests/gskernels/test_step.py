@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gskernels import oracle
+from gskernels import chunked, oracle
 from gskernels.layer import Layer
 from gskernels.optim import UPDATES, Update
 from gskernels.positives import Positives
@@ -212,14 +212,15 @@ def test_lists_by_group() -> None:
     assert torch.equal(part.dense(12), targets.dense(37)[:, 8:20])
 
 
-@pytest.mark.parametrize("name", ["dense/chunked", "bottleneck/chunked", "fixed_fan_in/densify"])
+@pytest.mark.parametrize("name", ["dense/chunked", "bottleneck/chunked", "fixed_fan_in/densify", "group_shared/torch"])
 def test_many_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three chunks of 128 labels give what one gives, the state of each in its place."""
     shape, implementation = Shape(5, 24, 300, 6, 4), find(name)
     x, layer, targets = draw_x(shape, "bf16", "cpu"), make_layer(implementation, shape, "bf16", "cpu"), draw_targets(shape)
     outcomes = []
     for chunk_bytes in (1 << 20, 1):
-        monkeypatch.setattr(implementation.load(), "CHUNK_BYTES", {"cpu": chunk_bytes})
+        for module in (implementation.load(), chunked):
+            monkeypatch.setattr(module, "CHUNK_BYTES", {"cpu": chunk_bytes})
         mine, updates = copied(layer), {"weight": draw_update(layer.weight, "stochastic")}
         got = step(x, mine, targets, updates, implementation=name)
         outcomes.append((got.loss, got.dx, mine.weight, updates["weight"].momentum_buffer))

@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from gskernels import tune  # noqa: E402
+from gskernels import pointwise_triton, tune  # noqa: E402
 from gskernels.fixed_fan_in import triton as per_label  # noqa: E402
 from gskernels.group_shared import triton as grouped  # noqa: E402
 from gskernels.group_shared import triton_step, triton_topk  # noqa: E402
@@ -142,6 +142,17 @@ def launch_step(shape: Shape, everything: bool = False) -> None:
         call.run(config)
 
 
+def launch_pointwise(labels: int) -> None:
+    """The kernels over stored logits and weights, with all that they can be asked for."""
+    weight, number = (torch.empty(labels, 64, dtype=t, device="meta") for t in (BF16, torch.int32))
+    logits, factor = torch.empty(256, labels, dtype=BF16, device="meta"), torch.empty(labels, device="meta")
+    lists, losses = ByGroup(number, number, number), torch.empty(9, dtype=torch.float64, device="meta")
+    pointwise_triton.loss_in_place(logits, 128, labels, lists, "cross_entropy", factor, losses)
+    for rounding, first in (("stochastic", 2**33), ("kahan", 0)):
+        lost = weight if rounding == "kahan" else None
+        pointwise_triton.update(weight, factor, weight, lost, rounding, (0.1, 0.9, 0.1), 5, first)
+
+
 def launch_per_label(shape: Shape, everything: bool = False) -> None:
     """The same for fixed_fan_in/triton."""
     x, dy, layer = operands(*shape)
@@ -216,6 +227,11 @@ def test_steps_without_logits_spill_nothing(launched: list[Launch], shape: Shape
     assert not spilling(launched)
 
 
+def test_pointwise_kernels_spill_nothing(launched: list[Launch]) -> None:
+    launch_pointwise(2**20)
+    assert not spilling(launched)
+
+
 def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch]) -> None:
     launch_grouped(GROUPED[0], everything=True)
     launch_step(GROUPED[0], everything=True)
@@ -227,6 +243,7 @@ def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch
 def test_other_gpus_compile_and_spill_nothing(launched: list[Launch], capability: int) -> None:
     launch_grouped(GROUPED[0])
     launch_step(GROUPED[0])
+    launch_pointwise(2**20)
     launch_per_label(PER_LABEL[0])
     suited = [launch for launch in launched if capability >= 90 or not launch.constants.get("TMA")]
     assert len(suited) >= 8

@@ -68,8 +68,8 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
         collect.launch(grid, 256, (dense, indices[first:stop], piece[: stop - first], I64(count), fan_in, dim))
         return piece[: stop - first]
 
-    block = chunked.Block(lambda first, stop: _expanded(layer, slice(first, stop), buffer), gradient)
-    return chunked.by_chunks(x, layer, block, targets, updates, guard, chunk=_step(layer))
+    rows = chunked.Rows(x, layer, lambda first, stop: _expanded(layer, slice(first, stop), buffer), gradient)
+    return chunked.by_chunks(x, layer, rows, targets, updates, guard, chunk=_step(layer))
 
 
 def tool(name: str, layer: Layer, index: torch.dtype, warps: int = 4) -> Kernel:

@@ -65,7 +65,7 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
         return torch.gather(chunked.product(dz.t(), x), 1, index[first:stop])
 
     chunk = CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cpu"]) // (layer.sparse.dim * x.element_size())
-    return chunked.by_chunks(x, layer, chunked.Block(rows, gradient), targets, updates, guard, chunk=chunk)
+    return chunked.by_chunks(x, layer, chunked.Rows(x, layer, rows, gradient), targets, updates, guard, chunk=chunk)
 
 
 def _chunks(layer: Layer) -> Iterator[tuple[slice, Tensor]]:
