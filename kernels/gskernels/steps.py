@@ -34,7 +34,9 @@ from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, Shape, find
 
 Updates = Mapping[str, Update]  # by the name of the parameter in Layer: "weight", "bias", "down"
 PARAMETERS = ("weight", "bias", "down")
+# By layout, and for a sparse one by (type of device, whether labels share lists): the first that can run.
 DEFAULTS = {"dense": ("dense/chunked",), "bottleneck": ("bottleneck/chunked",), "masked": ("masked_dense/torch",)}
+SPARSE = {**PREFERENCE, ("cuda", True): ("group_shared/triton", "group_shared/cuda", "group_shared/torch")}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def pick(pass_: str, x: Tensor, layer: Layer, implementation: str | None) -> Imp
     layout = layout_of(layer)
     known = [i for i in IMPLEMENTATIONS if i.layout == layout and pass_ in i.passes]
     if implementation is None:
-        wanted = DEFAULTS[layout] if layout != "sparse" else PREFERENCE.get((x.device.type, group_size > 1), ())
+        wanted = DEFAULTS.get(layout) or SPARSE.get((x.device.type, group_size > 1), ())
         known = [find(name) for name in wanted]
     elif implementation in [i.name for i in known]:
         known = [find(implementation)]
