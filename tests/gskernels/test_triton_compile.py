@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from gskernels import pointwise_triton, tune  # noqa: E402
+from gskernels import choices, pointwise_triton, tune  # noqa: E402
 from gskernels.fixed_fan_in import triton as per_label  # noqa: E402
 from gskernels.group_shared import triton as grouped  # noqa: E402
 from gskernels.group_shared import triton_step, triton_topk  # noqa: E402
@@ -173,6 +173,10 @@ def launch_packaged(kernel: str, shape_class: str, config: tune.Config) -> None:
     x, dy, layer = operands(batch, dim, labels, fan_in, group, getattr(torch, dtype))
     problem = grouped.Problem.of(batch, layer)
     assert problem.shape_class == shape_class
+    if kernel in ("group_shared.step", "group_shared.topk"):
+        assert config in (triton_step if kernel == "group_shared.step" else triton_topk).candidates(problem)
+        launch_step((batch, dim, labels, fan_in, group, getattr(torch, dtype)), everything=True)
+        return
     fitted = grouped.fitted if kernel.startswith("group_shared") else per_label.fitted
     assert fitted(problem, config) == config
     family, pass_ = kernel.split(".")
@@ -252,9 +256,10 @@ def test_other_gpus_compile_and_spill_nothing(launched: list[Launch], capability
 
 @pytest.mark.parametrize("path", sorted(Path(tune.__file__).with_name("tuned").glob("*.json")), ids=lambda p: p.stem)
 def test_packaged_choices_spill_nothing(launched: list[Launch], path: Path) -> None:
-    for key, config in tune.parse(path.read_text(), None).items():
+    for key, config in choices.parse(path.read_text()).items():
         kernel, shape_class = key.split("|")
-        launch_packaged(kernel, shape_class, config)
+        if choices.kind_of(kernel) == "triton":
+            launch_packaged(kernel, shape_class, config)
     assert not spilling(launched)
 
 
