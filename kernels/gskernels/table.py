@@ -28,6 +28,7 @@ FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weig
 STEP, TOPK = "step", "topk"
 LINEAR_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
 ALL_PASSES = (*LINEAR_PASSES, STEP, TOPK)
+USES = {STEP: (FORWARD, BACKWARD), TOPK: (FORWARD,)}  # where a module has none of its own
 FLOATS = ("fp32", "fp16", "bf16")
 Layout = Literal["dense", "bottleneck", "masked", "sparse"]
 
@@ -105,7 +106,11 @@ class Implementation:
             return f"{self.name} has no {pass_} pass (it has {', '.join(self.passes)})"
         if dtype not in self.dtypes:
             return f"{self.name} takes {', '.join(self.dtypes)}, not {dtype}"
-        return self.limit(shape, pass_, dtype, device)
+        for used in USES.get(pass_, (pass_,)) if self.fused is None else (pass_,):
+            reason = self.limit(shape, used, dtype, device)
+            if reason is not None:
+                return reason
+        return None
 
     def temporaries(self, shape: Shape, pass_: str, item: int) -> int:
         """Modelled bytes beside the outputs of one call."""
@@ -113,8 +118,7 @@ class Implementation:
             return self.workspace(shape, pass_, item)
         if self.fused is not None:
             return self.fused(shape, pass_, item)
-        used = (FORWARD, BACKWARD) if pass_ == STEP else (FORWARD,)
-        return shape.batch * shape.labels * item + max(self.workspace(shape, one, item) for one in used)
+        return shape.batch * shape.labels * item + max(self.workspace(shape, one, item) for one in USES[pass_])
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
