@@ -8,14 +8,13 @@ not at all). What it cannot show, races and the copy engine, is tested with the 
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from gskernels import oracle
 from gskernels.layer import Layer
+from gskernels.loss import gradient_in_place
 from gskernels.optim import Update
 from gskernels.positives import Positives
 from gskernels.steps import Targets
@@ -143,35 +143,30 @@ def check_topk(module: ModuleType, x: Tensor, layer: Layer) -> None:
         assert torch.equal(labels, right_labels)
 
 
-def check_update() -> None:
-    """A tile of bf16 weights is rounded as `Update.apply` does it, to the last bit, past 2^32 weights as well.
-
-    Only stochastically: the interpreter cuts a bf16 off where a GPU rounds it to the nearest.
+def check_pointwise() -> None:
+    """Weights are rounded as `Update.apply` does it, to the last bit, past 2^32 weights as well; stored logits become their
+    derivative. Weights only stochastically: the interpreter cuts a bf16 off where a GPU rounds it to the nearest.
     """
-    import triton
-    import triton.language as tl
-
-    from gskernels.pointwise_triton import store_updated, words
-
-    kernels: dict[str, Any] = {}
-    text = """
-@triton.jit
-def update_kernel(weight, gradient, first, lr, decay, low, high, n):
-    at = tl.arange(0, 64)[None, :]
-    w = tl.load(weight + at, mask=at < n, other=0.0).to(tl.float32)
-    g = tl.load(gradient + at, mask=at < n, other=0.0)
-    store_updated(weight, weight, weight, at, at < n, w, g, first + at.to(tl.int64), lr, 0.0, decay, low, high, False, 1)
-"""
-    path = Path(tempfile.mkdtemp()) / "update_kernel.py"  # triton reads a kernel's source from its file
-    path.write_text(text)
-    exec(compile(text, str(path), "exec"), {"triton": triton, "tl": tl, "store_updated": store_updated}, kernels)
+    kernels = importlib.import_module("gskernels.pointwise_triton")
     for first in (0, 2**33 + 5):
         w, g = (torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
         w, update = w.bfloat16(), Update(0.01, 0.0, 0.1, "stochastic", 2**40 + 3)
         mine = w.clone()
-        kernels["update_kernel"][(1,)](mine, g, first, 0.01, 0.1, *words(update.seed), 50)
+        kernels.update(mine, g, None, None, "stochastic", (0.01, 0.0, 0.1), update.seed, first)
         update.apply(w, g, first)
         assert torch.equal(mine, w)
+    labels, weight = 300, torch.linspace(0.5, 2, 300)
+    positives = lists(5, labels)
+    z = 4 * torch.randn(5, labels, generator=torch.Generator().manual_seed(2))
+    z[4, 7] = -80.0  # and its derivative is not lost
+    for loss, start in itertools.product(("cross_entropy", "squared_hinge"), (0, 128)):
+        mine, losses = z[:, start:].clone(), kernels.new_losses(z)
+        by_group = positives.by_group(kernels.COLUMNS, -(-labels // kernels.COLUMNS))
+        kernels.loss_in_place(mine, start, labels, by_group, loss, weight, losses)
+        right = z[:, start:].double()
+        total = gradient_in_place(right, positives.within(start, labels), loss, weight[start:].double())
+        assert float(losses.sum()) == pytest.approx(float(total), rel=1e-6)
+        torch.testing.assert_close(mine.double(), right, rtol=2e-6, atol=0)
 
 
 if __name__ == "__main__":
@@ -180,5 +175,5 @@ if __name__ == "__main__":
     for one in cases:
         check(family, *one)
     if "group_shared" in family:
-        check_update()
+        check_pointwise()
     print(f"{len(cases)} cases")
