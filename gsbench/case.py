@@ -7,11 +7,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gskernels.table import ALL_PASSES, Shape
+from gsbench import passes
+from gskernels.table import Shape
 
 Mode = Literal["cold", "hot", "graph", "host"]
 MODES: tuple[str, ...] = ("cold", "hot", "graph", "host")
-PASSES = ALL_PASSES
+PASSES = tuple(passes.PASSES)
 AXES: tuple[str, ...] = ("batch", "dim", "labels", "fan_in", "group_size")
 
 

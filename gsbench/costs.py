@@ -1,7 +1,8 @@
 """Bytes and FLOPs of a case: the model behind floors, roof shares and the memory plan. Pure; imports no torch.
 
 Conventions: every input is read once, every output written once, and a multiply-add is two FLOPs. `useful` FLOPs are
-those of the sparse layer (2 B L K a product) even where an implementation multiplies by stored zeros.
+those of the sparse layer (2 B L K a product) even where an implementation multiplies by stored zeros. A step makes three
+products: logits, gradient of the input, gradient of the weights. Lists of positive labels are left out: a few kilobytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gsbench.passes import PASSES
 from gskernels.table import Implementation, Shape
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -22,7 +24,7 @@ class Cost:
     reads: int
     writes: int
     layer_bytes: int
-    input_bytes: int  # layer, x and grad_out as held while the case runs
+    input_bytes: int  # layer, x and, where the pass reads it, grad_out, as held while the case runs
     extra_bytes: int  # outputs and workspace
 
     @property
@@ -38,22 +40,19 @@ def cost(implementation: Implementation, pass_: str, shape: Shape, dtype: str) -
     """The modelled cost of one call of that pass."""
     item = ITEM_BYTES[dtype]
     b, d, l = shape.batch, shape.dim, shape.labels
-    x, y = b * d * item, b * l * item
+    one = PASSES[pass_]
     weight, fixed = _layer(implementation, shape, item)
-    products = 2 if pass_ == "backward" else 1
+    sizes = {"x": b * d * item, "y": b * l * item, "weight": weight, "indices": fixed, "best": b * one.k * 12}
     width = d if implementation.layout == "dense" else shape.fan_in
-    reads = {
-        "forward": x + weight + fixed, "grad_input": y + weight + fixed, "grad_weight": y + x + fixed,
-        "backward": y + x + weight + fixed,
-    }[pass_]  # fmt: skip
-    writes = {"forward": y, "grad_input": x, "grad_weight": weight, "backward": x + weight}[pass_]
+    in_place = weight if one.rounding else 0
+    writes = sum(sizes[name] for name in one.writes)
     return Cost(
-        useful_flops=products * 2 * b * l * width,
-        reads=reads,
+        useful_flops=one.products * 2 * b * l * width,
+        reads=sum(sizes[name] for name in one.reads),
         writes=writes,
         layer_bytes=weight + fixed,
-        input_bytes=weight + fixed + x + y,
-        extra_bytes=writes + implementation.workspace(shape, pass_, item),
+        input_bytes=weight + fixed + sizes["x"] + (sizes["y"] if "y" in one.reads else 0),
+        extra_bytes=writes - in_place + implementation.temporaries(shape, one.runs, item),
     )
 
 

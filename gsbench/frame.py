@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsbench.case import PASSES
 from gsbench.record import Record
 from gsbench.store import RunData, find_runs, read_run
 
@@ -58,7 +59,7 @@ COLUMNS: tuple[Column, ...] = (
            lambda run, record: record.case.implementation.partition("/")[0]),
     Column("backend", "text", "", "how the family is computed: torch, csr, triton, cuda ...",
            lambda run, record: record.case.implementation.partition("/")[2]),
-    Column("pass", "text", "", "forward, grad_input, grad_weight or backward", _of_case("pass_")),
+    Column("pass", "text", "", f"one of {', '.join(PASSES)}", _of_case("pass_")),
     Column("batch", "int", "rows", "B, rows of X", _of_shape("batch")),
     Column("dim", "int", "", "D, width of X", _of_shape("dim")),
     Column("labels", "int", "", "L, outputs", _of_shape("labels")),

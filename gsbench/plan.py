@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from gsbench.case import AXES, Case, Point
 from gsbench.costs import Cost, cost
 from gsbench.errors import NothingMeasured, UserError
+from gsbench.passes import PASSES
 from gsbench.suite import Suite
 from gskernels.table import Implementation, Shape
 
@@ -47,7 +48,7 @@ def build(suite: Suite, device: str, implementations: Sequence[Implementation], 
         point = Point(shape, pattern, dtype)
         for pass_, mode, implementation in itertools.product(suite.passes, suite.modes, chosen):
             case = Case(implementation.name, pass_, point, mode, device)
-            reason = implementation.unsupported(shape, pass_, dtype, device)
+            reason = PASSES[pass_].unsupported(implementation, shape, dtype, device)
             if mode == "graph" and device != "cuda":
                 reason = reason or "CUDA graphs need a CUDA device"
             if reason is None:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gsbench.case import AXES, Case
 from gsbench.errors import UserError
 from gsbench.share import parse_share
+from gsbench.suite import PassName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,7 +57,7 @@ class Match(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     implementation: str = "*"
-    pass_: Literal["forward", "grad_input", "grad_weight", "backward"] | None = Field(default=None, alias="pass")
+    pass_: PassName | None = Field(default=None, alias="pass")
     mode: Literal["cold", "hot", "graph", "host"] | None = None
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
     pattern: Literal["uniform", "zipf", "clustered", "banked"] | None = None

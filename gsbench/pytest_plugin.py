@@ -70,6 +70,7 @@ class GpuBenchmark:
         """Verify and time a pass of an implementation in gsbench's tables. dtype: bf16 on a GPU, fp32 on a CPU."""
         from gsbench.case import Case, Point
         from gsbench.implementations import all_implementations
+        from gsbench.passes import PASSES
         from gskernels.table import Shape
 
         self._claim()
@@ -80,7 +81,9 @@ class GpuBenchmark:
         kind = device.split(":")[0]
         dtype = dtype or ("bf16" if kind == "cuda" else "fp32")
         shape = Shape(batch, dim, labels, fan_in, group_size)
-        reason = known[implementation].unsupported(shape, pass_, dtype, kind)
+        if pass_ not in PASSES:
+            raise ValueError(f"unknown pass {pass_!r}; known: {', '.join(PASSES)}")
+        reason = PASSES[pass_].unsupported(known[implementation], shape, dtype, kind)
         if reason:
             pytest.skip(reason)
         case = Case(implementation, pass_, Point(shape, pattern, dtype), mode, kind)

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -21,6 +21,10 @@ else:
 
 PATTERNS = ("uniform", "zipf", "clustered", "banked")
 Positive = Annotated[int, Field(strict=True, ge=1)]
+if TYPE_CHECKING:
+    PassName = str
+else:
+    PassName = Literal[PASSES]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -68,7 +72,7 @@ class Suite(BaseModel):
     model_config = _STRICT
 
     title: str
-    passes: list[Literal["forward", "grad_input", "grad_weight", "backward"]] = Field(min_length=1)
+    passes: list[PassName] = Field(min_length=1)
     implementations: list[str] = Field(default=["*"], min_length=1, description="names or globs")
     dtypes: list[Literal["fp32", "fp16", "bf16"]] = Field(default=["bf16"], min_length=1)
     patterns: list[Literal["uniform", "zipf", "clustered", "banked"]] = Field(default=["uniform"], min_length=1)

@@ -96,6 +96,7 @@ def measure(bench: Bench, cases: list[Case], timing: TimingSettings, energy: boo
                 subjects.append(_prepare(bench, group[0], operands))
             except Exception as e:
                 yield from _failed(by_name[name], e, {}, crowd)
+        operands.updating = True
         for seed in (CHECKED_SEED, TIMED_SEED):
             operands.refill(seed)
             for subject in subjects:  # what forward keeps for backward belongs to the new values
@@ -103,6 +104,7 @@ def measure(bench: Bench, cases: list[Case], timing: TimingSettings, energy: boo
             for subject, error in _verify(bench, pass_, operands, subjects):
                 subjects.remove(subject)
                 yield from _failed(by_name[subject.implementation.name], error, subject.facts, crowd)
+        operands.updating = False
         for subject in subjects:
             subject.facts |= {"verified": True, **_memory(bench, subject)}
         for mode in dict.fromkeys(c.mode for c in mine):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from gsbench.case import PASSES, Point
+from gsbench.case import Point
 from gsbench.measure import verify
 from gsbench.measure.block import diagnose
 from gsbench.measure.operands import Operands, bind
+from gsbench.passes import PASSES
 from gskernels.table import Implementation, Shape
 
 SHAPES = (
@@ -43,7 +44,7 @@ def verify_all(device: torch.device, implementations: Sequence[Implementation], 
             operands = Operands(point, device, SEEDS[0])
             for implementation in implementations:
                 for pass_ in PASSES:
-                    reason = implementation.unsupported(shape, pass_, dtype, device.type)
+                    reason = PASSES[pass_].unsupported(implementation, shape, dtype, device.type)
                     if reason is not None:
                         yield Result(implementation.name, pass_, point, "unsupported", reason)
                     else:

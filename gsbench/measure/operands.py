@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsbench.case import Point
-from gskernels import ops
+from gsbench.passes import PASSES, Pass
+from gskernels import ops, ranking, steps
 from gskernels.layer import Layer
-from gskernels.table import Implementation
+from gskernels.optim import Update
+from gskernels.positives import Positives
+from gskernels.steps import Targets
+from gskernels.table import STEP, TOPK, Implementation
 from gskernels.topology import PATTERNS, GroupTopology
 
 DTYPES = {name: dtype for dtype, name in ops.DTYPES.items()}
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Outputs]
 TOPOLOGY_SEED = 7
+MOST_POSITIVES = 10
+IDLE_RATE = 1e-30  # not 0, with which a BLAS library leaves a product out
 
 
 class Operands:
-    """x [B, D], grad_out [B, L] and one layer a kind (dense, bottleneck, masked, sparse per group or per label).
+    """x [B, D], grad_out [B, L], lists of positives, and one layer a kind (dense, bottleneck, masked, sparse by group size).
 
     Values are standard normal, weights scaled by 1/sqrt(inputs): random, never zeros, since constant data runs
-    measurably faster on real GPUs. `refill(seed)` draws new values in place; the index sets stay.
+    measurably faster on real GPUs. What a pass does not ask for is never made. `refill(seed)` draws new values in place
+    and new lists; the index sets stay.
+
+    updating: whether a step changes the weights: `True` to verify it, on copies that each call makes; `False` to time it,
+    on the weights themselves with a rate so small that none changes. The work is the same, at every call.
     """
 
     def __init__(self, point: Point, device: torch.device, seed: int) -> None:
@@ -32,7 +45,9 @@ class Operands:
         s = point.shape
         dtype = DTYPES[point.dtype]
         self.x = torch.empty(s.batch, s.dim, dtype=dtype, device=device)
-        self.grad_out = torch.empty(s.batch, s.labels, dtype=dtype, device=device)
+        self.updating = True
+        self._grad_out: Tensor | None = None
+        self._targets: Targets | None = None
         self._layers: dict[str, Layer] = {}
         self._weights: dict[str, Tensor] = {}
         self._topologies: dict[int, GroupTopology] = {}
@@ -63,11 +78,41 @@ class Operands:
             self._layers[kind] = Layer(self._weight(name, rows[implementation.layout]), topology, down)
         return self._layers[kind]
 
+    @property
+    def grad_out(self) -> Tensor:
+        """[B, L]"""
+        if self._grad_out is None:
+            self._grad_out = self.x.new_empty(len(self.x), self.point.shape.labels).normal_(generator=self._generator)
+        return self._grad_out
+
+    @property
+    def targets(self) -> Targets:
+        """Up to MOST_POSITIVES distinct labels a row, binary cross-entropy."""
+        if self._targets is None:
+            s = self.point.shape
+            drawn = torch.rand(s.batch, MOST_POSITIVES, generator=self._generator, device=self.device, dtype=torch.float64)
+            labels = (drawn * s.labels).long().sort(1).values
+            kept = torch.rand(labels.shape, generator=self._generator, device=self.device) < 0.5
+            kept[:, 1:] &= labels[:, 1:] != labels[:, :-1]
+            pointers = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+            self._targets = Targets(Positives(pointers, labels[kept]))
+        return self._targets
+
+    def update(self, one: Pass) -> Update | None:
+        """What a step of that pass does to each parameter; None where it returns gradients."""
+        if not one.rounding:
+            return None
+        # An eighth of a weight, roughly: dz is about a half, the sum over the batch random.
+        rate = 0.25 / math.sqrt(self.point.shape.batch * self.point.shape.fan_in) if self.updating else IDLE_RATE
+        return Update(rate, rounding=one.rounding, seed=TOPOLOGY_SEED)
+
     def refill(self, seed: int) -> None:
         """New random values everywhere, in place."""
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        for tensor in (self.x, self.grad_out):
-            tensor.normal_(generator=self._generator)
+        self._targets = None
+        for tensor in (self.x, self._grad_out):
+            if tensor is not None:
+                tensor.normal_(generator=self._generator)
         for weight in self._weights.values():
             weight.normal_(0, 1 / math.sqrt(weight.shape[1]), generator=self._generator)
 
@@ -76,7 +121,8 @@ class Operands:
         twin = Operands.__new__(Operands)
         twin.point, twin.device = self.point, self.device
         twin._generator = self._generator
-        twin.x, twin.grad_out = self.x.clone(), self.grad_out.clone()
+        twin.updating, twin._targets = self.updating, self._targets
+        twin.x, twin._grad_out = self.x.clone(), None if self._grad_out is None else self._grad_out.clone()
         twin._weights = {name: weight.clone() for name, weight in self._weights.items()}
         twin._topologies = {
             group: GroupTopology(t.indices.clone(), t.labels, t.dim, t.group_size) for group, t in self._topologies.items()
@@ -108,10 +154,15 @@ def bind(implementation: Implementation, pass_: str, operands: Operands) -> Call
     """
     module, layer = implementation.load(), operands.layer(implementation)
     options = dict(implementation.options)
-    x, grad_out = operands.x, operands.grad_out
-    saved = module.saved(x, layer) if hasattr(module, "saved") and pass_ in ("grad_weight", "backward") else {}
+    x, one = operands.x, PASSES[pass_]
+    if one.runs == STEP:
+        return _bind_step(module, one, operands, layer, options)
+    if one.runs == TOPK:
+        return lambda: ranking.run(module, x, layer, one.k, ties=False, **options)
     if pass_ == "forward":
         return lambda: (module.forward(x, layer, **options),)
+    grad_out = operands.grad_out
+    saved = module.saved(x, layer) if hasattr(module, "saved") and pass_ in ("grad_weight", "backward") else {}
     if pass_ == "grad_input":
         return lambda: (module.grad_input(grad_out, layer, **options),)
     if pass_ == "grad_weight":
@@ -122,3 +173,20 @@ def bind(implementation: Implementation, pass_: str, operands: Operands) -> Call
         module.grad_input(grad_out, layer, **options),
         module.grad_weight(grad_out, x, layer, **saved, **options),
     )
+
+
+def _bind_step(module: ModuleType, one: Pass, operands: Operands, layer: Layer, options: dict[str, Any]) -> Call:
+    """Returns (loss, dx, ...): the gradients, or the parameters after their update."""
+    x, targets = operands.x, operands.targets
+
+    def call() -> Outputs:
+        update, mine = operands.update(one), layer
+        if update is None:
+            return tuple(t for t in steps.run(module, x, layer, targets, {}, **options) if t is not None)
+        if operands.updating:
+            mine = replace(layer, weight=layer.weight.clone(), down=None if layer.down is None else layer.down.clone())
+        parameters = {"weight": mine.weight} if mine.down is None else {"weight": mine.weight, "down": mine.down}
+        got = steps.run(module, x, mine, targets, dict.fromkeys(parameters, update), **options)
+        return (got.loss, got.dx, *parameters.values())
+
+    return call

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsbench.case import AXES, Case
+from gsbench.case import AXES, PASSES, Case
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.frame import latest
 from gsbench.plan import Plan, build, select
 from gsbench.record import Record
 from gsbench.store import RunData
 from gsbench.suite import Suite, load_suite, validate
-from gskernels.table import ALL_PASSES, Implementation
+from gskernels.table import Implementation
 
 _WORDS = ("pattern", "dtype", "point")
 Where = Mapping[str, int | str]
@@ -35,8 +35,8 @@ def parse_at(text: str) -> dict[str, int | str]:
 
 def check_passes(passes: Sequence[str]) -> None:
     for pass_ in passes:
-        if pass_ not in ALL_PASSES:
-            raise UserError(f"--pass {pass_!r}: allowed are {', '.join(ALL_PASSES)}")
+        if pass_ not in PASSES:
+            raise UserError(f"--pass {pass_!r}: allowed are {', '.join(PASSES)}")
 
 
 def one_point(suite: Suite, where: Where, passes: Sequence[str], source: str) -> Suite:

@@ -28,6 +28,8 @@ from gsbench.profile.model import StaticKernel
 from gsbench.profile.occupancy import ARCHITECTURES, Architecture, occupancy
 from gskernels import tune
 from gskernels.cuda import jit
+from gskernels.positives import Positives
+from gskernels.steps import Targets
 from gskernels.table import Implementation
 from gskernels.topology import GroupTopology
 
@@ -45,7 +47,10 @@ class _Operands(Operands):
         self.point, self.device = point, _DEVICE
         s = point.shape
         self.x = torch.empty(s.batch, s.dim, dtype=DTYPES[point.dtype], device=_DEVICE)
-        self.grad_out = torch.empty(s.batch, s.labels, dtype=DTYPES[point.dtype], device=_DEVICE)
+        self.updating = False
+        pointers, labels = (torch.empty(n, dtype=torch.int64, device=_DEVICE) for n in (s.batch + 1, 5 * s.batch))
+        self._targets = Targets(Positives(pointers, labels))
+        self._grad_out = torch.empty(s.batch, s.labels, dtype=DTYPES[point.dtype], device=_DEVICE)
         self._layers, self._weights, self._topologies = {}, {}, {}
 
     def _weight(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -187,7 +192,7 @@ def _capability(arch: str) -> tuple[int, int]:
 # ---- Triton -----------------------------------------------------------------------------------------------------
 
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "i16", torch.int32: "i32",
-          torch.int64: "i64"}  # fmt: skip
+          torch.int64: "i64", torch.float64: "fp64"}  # fmt: skip
 
 
 def _note_triton(
@@ -232,6 +237,8 @@ def _usage(cubin: bytes, cuobjdump: Path) -> dict[str, int]:
 def _type(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"*{_TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp, log
 
-from gsbench.case import MODES, Point
+from gsbench.case import MODES, PASSES, Point
 from gsbench.record import Record, Timing
-from gskernels.table import ALL_PASSES, IMPLEMENTATIONS
+from gskernels.table import IMPLEMENTATIONS
 
 SUBJECT = "group_shared"
 RIVAL = "fixed_fan_in"
@@ -140,7 +140,7 @@ def compare(records: Iterable[Record]) -> list[Comparison]:
 def _sort_key(c: Comparison) -> tuple[object, ...]:
     s, shape = c.setting, c.point.shape
     return (
-        rank(MODES, s.mode), s.mode, s.method, s.device, s.world_size, rank(ALL_PASSES, c.pass_), c.pass_,
+        rank(MODES, s.mode), s.mode, s.method, s.device, s.world_size, rank(PASSES, c.pass_), c.pass_,
         c.point.dtype, c.point.pattern, shape.batch, shape.dim, shape.labels, shape.fan_in, shape.group_size,
     )  # fmt: skip
 

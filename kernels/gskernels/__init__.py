@@ -9,12 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gskernels.fused import fused_loss
     from gskernels.head_tail import head_tail_linear
     from gskernels.layer import Layer
     from gskernels.loss import binary_cross_entropy, squared_hinge
     from gskernels.nn import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
     from gskernels.ops import linear
+    from gskernels.optim import Update
+    from gskernels.positives import Positives
+    from gskernels.ranking import topk
     from gskernels.rewire import Rewirer, Schedule
+    from gskernels.steps import Outcome, Targets, step
     from gskernels.table import IMPLEMENTATIONS, Implementation, Shape
     from gskernels.topology import GroupTopology
 
@@ -22,6 +27,7 @@ _HOMES = {
     "GroupTopology": "gskernels.topology",
     "Layer": "gskernels.layer",
     "linear": "gskernels.ops",
+    "fused_loss": "gskernels.fused",
     "head_tail_linear": "gskernels.head_tail",
     "binary_cross_entropy": "gskernels.loss",
     "squared_hinge": "gskernels.loss",
@@ -29,6 +35,12 @@ _HOMES = {
     "FixedFanInLinear": "gskernels.nn",
     "GroupSharedLinear": "gskernels.nn",
     "HeadTailLinear": "gskernels.nn",
+    "Update": "gskernels.optim",
+    "Positives": "gskernels.positives",
+    "topk": "gskernels.ranking",
+    "Outcome": "gskernels.steps",
+    "Targets": "gskernels.steps",
+    "step": "gskernels.steps",
     "Rewirer": "gskernels.rewire",
     "Schedule": "gskernels.rewire",
     "IMPLEMENTATIONS": "gskernels.table",
@@ -45,13 +57,20 @@ __all__ = [
     "HeadTailLinear",
     "Implementation",
     "Layer",
+    "Outcome",
+    "Positives",
     "Rewirer",
     "Schedule",
     "Shape",
+    "Targets",
+    "Update",
     "binary_cross_entropy",
+    "fused_loss",
     "head_tail_linear",
     "linear",
     "squared_hinge",
+    "step",
+    "topk",
 ]
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from gskernels import tune
+from gskernels.positives import Positives, check_lists, check_tensors
+
 # CPU: 1 to 4 MiB measured best (B = 64, L = 100,000, 2 cores), 32 MiB twice as slow; CUDA: half of a large card's
 # level-2 cache.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
@@ -47,6 +50,9 @@ _SQUARED_HINGE = _Pointwise(
 )
 
 
+LOSSES = {"cross_entropy": _CROSS_ENTROPY, "squared_hinge": _SQUARED_HINGE}
+
+
 def _chunks(logits: Tensor, chunk_bytes: int) -> Iterator[slice]:
     """Label ranges in which two temporaries in the type of the sums hold `chunk_bytes`."""
     column = 2 * max(1, logits.shape[0]) * _accumulator(logits).itemsize
@@ -63,6 +69,31 @@ def _each(function: Callable[[Tensor], Tensor], logits: Tensor, labels: slice, w
     """[B, n] in the type of the sums. A function, so that nothing of a chunk outlives it."""
     each = function(logits[:, labels].to(_accumulator(logits)))
     return each if weight is None else each.mul_(weight[labels])
+
+
+def gradient_in_place(
+    logits: Tensor, positives: Positives, loss: str, weight: Tensor | None = None, chunk_bytes: int | None = None
+) -> Tensor:
+    """The loss, a scalar in the type of the sums; `logits` [B, L] become its derivative, from one read of them.
+
+    loss: one of `LOSSES`; weight: [L] fp32. Operands are not looked at.
+    """
+    kernels = tune.pointwise(logits.device.type)
+    if kernels is not None and logits.stride(1) == 1:
+        losses: Tensor = kernels.new_losses(logits)
+        lists = positives.by_group(kernels.COLUMNS, -(-logits.shape[1] // kernels.COLUMNS))
+        kernels.loss_in_place(logits, 0, logits.shape[1], lists, loss, weight, losses)
+        return losses.sum().float()
+    chosen, rows, labels = LOSSES[loss], positives.rows(), positives.labels.long()
+    at = logits[rows, labels].to(_accumulator(logits))
+    factor = None if weight is None else weight[labels]
+    correction, slope = chosen.positive(at) - chosen.negative(at), chosen.positive_gradient(at)
+    total = (correction if factor is None else correction * factor).sum(dtype=torch.float64)
+    for chunk in _chunks(logits, chunk_bytes or CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cpu"])):
+        total += _each(chosen.negative, logits, chunk, weight).sum()
+        logits[:, chunk] = _each(chosen.negative_gradient, logits, chunk, weight)
+    logits[rows, labels] = (slope if factor is None else slope * factor).to(logits.dtype)
+    return total.to(_accumulator(logits))
 
 
 class _SparsePositives(torch.autograd.Function):
@@ -165,11 +196,8 @@ def _apply(
         chunk_bytes = CHUNK_BYTES.get(logits.device.type, CHUNK_BYTES["cpu"])
     _check_operands(logits, pointers, positives, weight, chunk_bytes, in_place)
     if check:
-        _check_pointers(pointers, positives)
-    counts = (pointers[1:] - pointers[:-1]).long()
-    rows = torch.arange(len(counts), device=logits.device).repeat_interleave(counts, output_size=len(positives))
-    if check:
-        _check_positives(rows, positives, logits.shape[1])
+        check_lists(pointers, positives, logits.shape[1])
+    rows = Positives(pointers, positives).rows()
     factor = None if weight is None else weight.to(_accumulator(logits))
     total: Tensor = _SparsePositives.apply(  # type: ignore[no-untyped-call]
         logits, rows, positives.long(), factor, loss, chunk_bytes, in_place
@@ -183,45 +211,15 @@ def _check_operands(
     if logits.dim() != 2 or logits.dtype not in LOGITS:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in LOGITS)
         raise ValueError(f"logits must be [B, L] in {allowed}, got {list(logits.shape)} in {logits.dtype}")
-    batch, labels = logits.shape
-    for name, tensor in (("pointers", pointers), ("positives", positives)):
-        if tensor.dim() != 1 or tensor.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"{name} must be 1-d int32 or int64, got {list(tensor.shape)} in {tensor.dtype}")
-    if len(pointers) != batch + 1:
-        raise ValueError(f"pointers must be [{batch + 1}] for {batch} rows of logits, got [{len(pointers)}]")
+    labels = logits.shape[1]
+    check_tensors(pointers, positives, logits, "logits")
     if weight is not None and (tuple(weight.shape) != (labels,) or not weight.is_floating_point()):
         raise ValueError(f"weight must be [{labels}] floating, got {list(weight.shape)} in {weight.dtype}")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight requires a gradient, but the loss is differentiable in the logits alone")
-    for name, operand in (("pointers", pointers), ("positives", positives), ("weight", weight)):
-        if operand is not None and operand.device != logits.device:
-            raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {operand.device}")
+    if weight is not None and weight.device != logits.device:
+        raise ValueError(f"weight must be on the device of logits, {logits.device}, got {weight.device}")
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
     if in_place and any(stride == 0 and size > 1 for stride, size in zip(logits.stride(), logits.shape, strict=True)):
         raise ValueError("in_place needs logits with memory of their own, got an expanded tensor")
-
-
-def _check_pointers(pointers: Tensor, positives: Tensor) -> None:
-    if int(pointers[0]) != 0 or int(pointers[-1]) != len(positives):
-        ends = f"{int(pointers[0])} to {int(pointers[-1])}"
-        raise ValueError(f"pointers must run from 0 to the number of positives, {len(positives)}, got {ends}")
-    falls = pointers[1:] < pointers[:-1]
-    if bool(falls.any()):
-        raise ValueError(f"pointers must not fall, but do after row {int(falls.nonzero()[0])}")
-
-
-def _check_positives(rows: Tensor, positives: Tensor, labels: int) -> None:
-    outside = (positives < 0) | (positives >= labels)
-    step = positives[1:] - positives[:-1]
-    wrong = (rows[1:] == rows[:-1]) & (step <= 0)
-    if not bool(outside.any() | wrong.any()):
-        return
-    if bool(outside.any()):
-        at = int(outside.nonzero()[0])
-        raise ValueError(f"positive {int(positives[at])} of row {int(rows[at])} is outside 0..{labels - 1}")
-    at = int(wrong.nonzero()[0])
-    if int(step[at]) == 0:
-        raise ValueError(f"positive {int(positives[at])} appears twice in row {int(rows[at])}")
-    pair = f"{int(positives[at + 1])} follows {int(positives[at])}"
-    raise ValueError(f"positives must ascend within a row, but {pair} in row {int(rows[at])}")

@@ -4,6 +4,7 @@
     dX = dY W                dY [B, L], dX [B, D]
     dW = dY^T X              at the places where the layer keeps weights
     db = sum of dY over the batch
+    step: the loss over all labels and its gradients (`gskernels.steps`);  topk: the best labels (`gskernels.ranking`)
 
 It works on the whole layer it is given and holds [L, D] in float64. For a large layer go through chunks of
 labels, `layer.rows(start, stop)`: Y, dW and db are per label, and dX is the sum over the chunks.
@@ -11,10 +12,16 @@ labels, `layer.rows(start, stop)`: Y, dW and db are per label, and dX is the sum
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gskernels.layer import Layer
+from gskernels.optim import Update
+from gskernels.positives import Positives
+from gskernels.steps import Outcome, Targets
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 
 GRAD_BIAS = "grad_bias"
@@ -87,3 +94,39 @@ def _grad_weight(x: Tensor, grad_out: Tensor, layer: Layer) -> Tensor:
     if is_masked(layer):
         return full * layer.topology.mask()
     return full.gather(1, layer.topology.label_indices())
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, dtype: torch.dtype = torch.float64) -> Outcome:
+    """The loss and all gradients of one step, nothing updated; loss, dx and d_down sum over chunks of labels."""
+    z = outputs(FORWARD, x, x, layer, dtype)[0]
+    s = z.to(torch.promote_types(dtype, torch.float32))
+    sign = 1 - 2 * targets.positives.dense(layer.labels, s.dtype)  # -1 at the positives
+    weight = torch.ones(layer.labels, device=x.device) if targets.label_weight is None else targets.label_weight
+    if targets.loss == "cross_entropy":
+        each, slope = F.softplus(sign * s), torch.sigmoid(sign * s)
+    else:
+        margin = (1 + sign * s).clamp(min=0)
+        each, slope = margin.square(), 2 * margin
+    dz = (sign * slope * weight).to(dtype)
+    dx, dw, *rest = outputs(BACKWARD, x, dz, layer, dtype)
+    db = None if layer.bias is None else outputs(GRAD_BIAS, x, dz, layer, dtype)[0]
+    return Outcome((each * weight).sum(), dx, dw, db, *rest)
+
+
+def updated(weight: Tensor, grad: Tensor, update: Update) -> tuple[Tensor, Tensor | None]:
+    """(weight, momentum buffer) after one update, before any rounding, in the dtype of `grad`."""
+    direction = grad + update.weight_decay * weight.to(grad.dtype)
+    buffer = None
+    if update.momentum_buffer is not None:
+        buffer = direction = direction + update.momentum * update.momentum_buffer.to(grad.dtype)
+    lost = 0.0 if update.compensation is None else update.compensation.to(grad.dtype)
+    return weight.to(grad.dtype) + lost - update.lr * direction, buffer
+
+
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+    """(values [B, k] float64, labels [B, k]): best first, equal ones in rising order, what is left out at the end as -1."""
+    z = outputs(FORWARD, x, x, layer)[0]
+    if exclude is not None:
+        z[exclude.rows(), exclude.labels.long()] = -math.inf
+    values, labels = z.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], labels[:, :k].masked_fill(values[:, :k] == -math.inf, -1)

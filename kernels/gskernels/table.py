@@ -6,6 +6,8 @@ An implementation's module (imported on first use) defines, for ``layer: gskerne
     grad_input(grad_out, layer) -> dx             grad_out [B, L], dx [B, D]
     grad_weight(grad_out, x, layer) -> dw         dw has the shape of layer.weight
     backward(grad_out, x, layer) -> (dx, dw)      optional: both gradients from one read of grad_out
+    step(x, layer, targets, updates, guard)       optional, as in `gskernels.steps`; without it, forward and backward
+    topk(x, layer, k, exclude, ties)              optional, as in `gskernels.ranking`; without it, forward and torch.topk
 
 All tensors are row-major contiguous and share one dtype; sums accumulate in fp32. `Implementation.options`
 are passed on as keywords.
@@ -23,7 +25,10 @@ from typing import Any, Literal
 from gskernels.routes import aligned_rows, chunk_labels, takes_dense
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
-ALL_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+STEP, TOPK = "step", "topk"
+LINEAR_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
+ALL_PASSES = (*LINEAR_PASSES, STEP, TOPK)
+USES = {STEP: (FORWARD, BACKWARD), TOPK: (FORWARD,)}  # where a module has none of its own
 FLOATS = ("fp32", "fp16", "bf16")
 Layout = Literal["dense", "bottleneck", "masked", "sparse"]
 
@@ -62,8 +67,10 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs. tuned: whether a measurement decides something of it, its
-    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`).
+    modelled bytes of temporaries beside the outputs, of the passes in LINEAR_PASSES; fused: the same of step and topk, where
+    the module has a step of its own (without it: what forward and backward need, and the logits). tuned: whether a
+    measurement decides something of it, its configuration (`gskernels.tune`) or where it is the default
+    (`gskernels.dispatch`).
     """
 
     name: str
@@ -75,6 +82,7 @@ class Implementation:
     passes: tuple[str, ...] = ALL_PASSES
     limit: Limit = no_limit
     workspace: Workspace = no_workspace
+    fused: Workspace | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tuned: bool = False
 
@@ -98,7 +106,19 @@ class Implementation:
             return f"{self.name} has no {pass_} pass (it has {', '.join(self.passes)})"
         if dtype not in self.dtypes:
             return f"{self.name} takes {', '.join(self.dtypes)}, not {dtype}"
-        return self.limit(shape, pass_, dtype, device)
+        for used in USES.get(pass_, (pass_,)) if self.fused is None else (pass_,):
+            reason = self.limit(shape, used, dtype, device)
+            if reason is not None:
+                return reason
+        return None
+
+    def temporaries(self, shape: Shape, pass_: str, item: int) -> int:
+        """Modelled bytes beside the outputs of one call."""
+        if pass_ in LINEAR_PASSES:
+            return self.workspace(shape, pass_, item)
+        if self.fused is not None:
+            return self.fused(shape, pass_, item)
+        return shape.batch * shape.labels * item + max(self.workspace(shape, one, item) for one in USES[pass_])
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -211,10 +231,34 @@ def _apart_workspace(shape: Shape, pass_: str, item: int) -> int:
     return max(workspace(shape, one, item) for one in (GRAD_INPUT, GRAD_WEIGHT) for workspace in either)
 
 
+def _chunked_fused(shape: Shape, pass_: str, item: int) -> int:
+    """A chunk's logits and, as it is multiplied out in fp32, its gradient; dx in fp32."""
+    labels = min(shape.labels, max(128, (32 << 20) // (shape.batch * item)))
+    return labels * (shape.batch * item + shape.dim * 4) + 8 * shape.batch * shape.dim
+
+
+def _step_in_chunks(shape: Shape, pass_: str, item: int) -> int:
+    """As above for the step; topk stores the logits."""
+    return _chunked_fused(shape, pass_, item) if pass_ == STEP else shape.batch * shape.labels * item
+
+
+def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
+    """X^T, four dX^T in fp32 and where each group's positives begin; for topk a chunk of tiles' largest logits, twice."""
+    if pass_ == STEP:
+        return _group_shared_workspace(shape, GRAD_INPUT, item) + 4 * math.ceil(shape.labels / shape.group_size)
+    tiles = math.ceil(shape.labels / shape.group_size) * math.ceil(shape.group_size / 128)
+    return 2 * min(64 << 20, 8 * tiles * shape.batch) + shape.batch * shape.dim * item
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
+    Implementation("dense/chunked", "gskernels.chunked", "dense",
+                   "chunks of labels, their update fused with their gradient; no logits of all labels", passes=(STEP, TOPK),
+                   fused=_chunked_fused),
     Implementation("bottleneck/torch", "gskernels.bottleneck", "bottleneck", "FLOPs-matched D -> r -> L, cuBLAS / MKL",
                    workspace=_bottleneck_workspace),
+    Implementation("bottleneck/chunked", "gskernels.chunked", "bottleneck", "the same over the hidden activations",
+                   passes=(STEP, TOPK), fused=_chunked_fused),
     Implementation("masked_dense/torch", "gskernels.masked_dense", "masked",
                    "simulated sparsity: full matrix times a mask, what most sparse-training code does",
                    workspace=_masked_workspace),
@@ -225,16 +269,18 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("fixed_fan_in/embedding_bag", "gskernels.fixed_fan_in.embedding_bag", "sparse",
                    "weighted bags over the columns of X", limit=_embedding_bag_limit),
     Implementation("fixed_fan_in/densify", "gskernels.fixed_fan_in.densify", "sparse",
-                   "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace),
+                   "scatter a chunk of labels to dense, then cuBLAS / MKL", workspace=_densify_workspace,
+                   fused=_step_in_chunks),
     Implementation("fixed_fan_in/triton", "gskernels.fixed_fan_in.triton", "sparse", "gather kernels over X^T rows",
                    devices=("cuda",), workspace=_per_label_workspace, tuned=True),
     Implementation("fixed_fan_in/cuda", "gskernels.fixed_fan_in.cuda", "sparse",
                    "X^T in shared memory, whole rows, tensor cores; or expanded to dense for cuBLAS, where that is faster",
-                   devices=("cuda",), workspace=_per_label_cuda_workspace),
-    Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product"),
+                   devices=("cuda",), workspace=_per_label_cuda_workspace, fused=_step_in_chunks),
+    Implementation("group_shared/torch", "gskernels.group_shared.torch", "sparse", "chunked gather and batched product",
+                   fused=_step_in_chunks),
     Implementation("group_shared/triton", "gskernels.group_shared.triton", "sparse",
-                   "gather and tensor-core product, atomic grad_input", devices=("cuda",),
-                   workspace=_group_shared_workspace, tuned=True),
+                   "gather and tensor-core product, atomic grad_input; step and topk store no logits", devices=("cuda",),
+                   workspace=_group_shared_workspace, fused=_group_shared_fused, tuned=True),
     Implementation("group_shared/triton_deterministic", "gskernels.group_shared.triton", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),

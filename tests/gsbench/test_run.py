@@ -243,7 +243,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(cli, tmp_path):
 def test_verify_passes_here_and_fails_with_a_wrong_implementation(cli):
     code, out, _ = cli("verify", "--device", "cpu", "--only", "group_shared/*")
     assert code == 0
-    assert "20 of 20 checks passed on cpu" in out
+    assert "40 of 40 checks passed on cpu" in out
     code, out, _ = cli("verify", "--device", "cpu", "--only", "faulty/wrong")
     assert code == 1
     assert "faulty/wrong forward" in out

@@ -71,7 +71,7 @@ def test_set_overrides(write):
         (("[8, 16]", "[true]"), "axes.batch.0: input should be a valid integer, got True"),
         (("[8, 16]", "[0]"), "greater than or equal to 1, got 0"),
         (("[8, 16]", "8"), "axes.batch: input should be a valid list, got 8"),
-        (('["forward"]', '["forwards"]'), "'forward', 'grad_input', 'grad_weight' or 'backward', got 'forwards'"),
+        (('["forward"]', '["forwards"]'), "'forward', 'grad_input', 'grad_weight', 'backward', 'step', "),
         (("fan_in = [8]", "fan_in = [65]"), "fan_in=65 exceeds dim=64"),
         (("group_size = [4]", "group_size = [257]"), "group_size=257 exceeds labels=256"),
         (("[axes]", "[axis]"), "unknown key 'axis'; known: title"),

@@ -8,6 +8,7 @@ import torch
 from gsbench.case import Point
 from gsbench.measure import verify
 from gsbench.measure.operands import Operands, bind
+from gsbench.passes import PASSES
 from gskernels.table import Shape, find
 
 SHAPE = Shape(16, 64, 1000, 8, 16)
@@ -27,15 +28,17 @@ def right(pass_, ops, name="group_shared/torch"):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("pass_", ["forward", "grad_input", "grad_weight", "backward"])
+@pytest.mark.parametrize("pass_", PASSES)
 def test_a_right_result_passes_in_one_chunk_and_in_many(pass_, dtype, monkeypatch):
     ops = operands(dtype)
+    if PASSES[pass_].unsupported(find("group_shared/torch"), SHAPE, dtype, "cpu"):
+        pytest.skip("bf16 only")
     outputs = right(pass_, ops)
     whole = verdicts(pass_, ops, "group_shared/torch", outputs)
     monkeypatch.setitem(verify._CHUNK_BYTES, "cpu", 100_000)
     chunked = verdicts(pass_, ops, "group_shared/torch", outputs)
     assert all(v.passed for v in whole + chunked)
-    assert [v.error for v in whole] == pytest.approx([v.error for v in chunked], rel=1e-3)
+    assert [v.error for v in whole] == pytest.approx([v.error for v in chunked], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +116,62 @@ def test_a_clone_has_the_same_values_elsewhere():
     assert torch.equal(copied.weight, layer.weight)
     assert copied.weight.data_ptr() != layer.weight.data_ptr()
     assert torch.equal(copied.sparse.indices, layer.sparse.indices)
+
+
+@pytest.mark.parametrize(
+    ("pass_", "spoil", "output"),
+    [
+        pytest.param("step", lambda o: o[0].mul_(1.01), "loss", id="a loss 1 % off"),
+        pytest.param("step", lambda o: o[2].copy_(ORIGINAL(o)), "weight", id="weights not updated"),
+        pytest.param("step_stochastic", lambda o: o[2].copy_(ORIGINAL(o)), "weight", id="bf16 weights not updated"),
+        pytest.param("step_gradients", lambda o: o[2][3].zero_(), "dw", id="a label without gradient"),
+        pytest.param("topk", lambda o: o[1][:, 4].add_(1), "values", id="a label beside the best"),
+        pytest.param("topk", lambda o: [t[:, 4].copy_(t[:, 3]) for t in o], "values", id="a label twice"),
+        pytest.param("topk", lambda o: o[1][0, 0].fill_(1000), "values", id="no label of the layer"),
+        pytest.param("topk_100", lambda o: [t.copy_(t.roll(1, 1)) for t in o], "labels", id="not in order"),
+    ],
+)  # fmt: skip
+def test_a_wrong_step_or_choice_is_refused(pass_, spoil, output):
+    ops = operands("bf16" if pass_ == "step_stochastic" else "fp32")
+    outputs = right(pass_, ops)
+    ORIGINAL.layer = ops.layer(find("group_shared/torch"))
+    spoil(outputs)
+    failed = [v.output for v in verdicts(pass_, ops, "group_shared/torch", outputs) if not v.passed]
+    assert output in failed
+
+
+class _Original:
+    """The weights before the step."""
+
+    def __call__(self, outputs):
+        return self.layer.weight
+
+
+ORIGINAL = _Original()
+
+
+def test_rounding_to_nearest_is_no_stochastic_rounding():
+    ops = operands("bf16")
+    nearest = right("step", ops)
+    failed = [v.output for v in verdicts("step_stochastic", ops, "group_shared/torch", nearest) if not v.passed]
+    assert failed == ["rounding"]
+
+
+def test_timing_a_step_changes_no_weight_and_verifying_it_works_on_copies():
+    ops = operands("bf16")
+    layer = ops.layer(find("group_shared/torch"))
+    before = layer.weight.clone()
+    for updating in (True, False):
+        ops.updating = updating
+        for pass_ in ("step", "step_stochastic"):
+            outputs = right(pass_, ops)
+            assert torch.equal(layer.weight, before)
+            assert torch.equal(outputs[2], before) is not updating
+            assert all(v.passed for v in verdicts(pass_, ops, "group_shared/torch", outputs))
+
+
+def test_no_pass_makes_what_it_does_not_read():
+    ops = operands()
+    for pass_ in ("forward", "step", "topk"):
+        right(pass_, ops)
+    assert ops._grad_out is None

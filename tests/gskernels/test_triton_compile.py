@@ -6,6 +6,7 @@ on meta tensors, and a stand-in for `tune.launch` compiles instead of starting.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -25,15 +26,19 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from gskernels import tune  # noqa: E402
+from gskernels import choices, pointwise_triton, tune  # noqa: E402
 from gskernels.fixed_fan_in import triton as per_label  # noqa: E402
 from gskernels.group_shared import triton as grouped  # noqa: E402
+from gskernels.group_shared import triton_step, triton_topk  # noqa: E402
 from gskernels.layer import Layer  # noqa: E402
+from gskernels.optim import UPDATES, Update  # noqa: E402
+from gskernels.positives import ByGroup, Positives  # noqa: E402
+from gskernels.steps import Targets  # noqa: E402
 from gskernels.topology import GroupTopology  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "i16", torch.int32: "i32",
-         torch.int64: "i64"}  # fmt: skip
+         torch.int64: "i64", torch.float64: "fp64"}  # fmt: skip
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # B, D, L, K, G, dtype: the suites' default point, its group sizes, the published shapes, and shapes whose rows have no
@@ -43,6 +48,8 @@ GROUPED: list[Shape] = [
     (64, 384, 670_091, 64, 16, BF16), (128, 768, 2_812_281, 128, 64, BF16), (100, 300, 2049, 100, 256, FP16),
     (1, 768, 655_360, 33, 7, BF16), (256, 768, 655_360, 64, 32, FP32), (100, 300, 2049, 100, 256, FP32),
 ]  # fmt: skip
+# For the step that stores no logits: small tiles, tiles near the largest that it takes, numbers without tensor cores.
+STEPPED: list[Shape] = [GROUPED[1], GROUPED[4], (100, 300, 2049, 100, 128, FP16), (256, 768, 655_360, 64, 32, FP32)]
 PER_LABEL: list[Shape] = [(256, 768, 655_360, 64, 1, BF16), (17, 300, 2049, 33, 1, FP16), (1000, 96, 333, 64, 1, FP32)]
 
 
@@ -59,6 +66,8 @@ class Launch:
 def signature(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
     if isinstance(value, int):
         return "i32" if -(2**31) <= value < 2**31 else "i64"
     return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
@@ -114,6 +123,36 @@ def launch_grouped(shape: Shape, everything: bool = False) -> None:
     grouped._ordered_grad_input(dy, layer, problem)
 
 
+def launch_step(shape: Shape, everything: bool = False) -> None:
+    """The same for the step that stores no logits, with all that it can be asked for, and for topk with exclusions."""
+    x, _, layer = operands(*shape)
+    problem = grouped.Problem.of(x.shape[0], layer)
+    assert triton_step.supports(problem)
+    most = None if everything else 1
+    number = torch.empty(9, dtype=torch.int32, device="meta")
+    lists = ByGroup(number, number, number)
+    layer = Layer(layer.weight, layer.topology, bias=torch.empty(shape[2], dtype=shape[5], device="meta"))
+    targets = Targets(Positives(number, number), label_weight=torch.empty(shape[2], device="meta"))
+    for rounding, config in zip(itertools.cycle(UPDATES[::-1]), triton_step.candidates(problem)[:most]):
+        update = Update(0.1, 0.9, 0.1, rounding, 5, layer.weight, layer.weight)
+        triton_step.Step(x, layer, targets, lists, problem, config).run({"weight": update}, guard=True)
+    for config in triton_topk.candidates(problem)[:most]:
+        call = triton_topk.TopK(x, layer, 100, None, problem)
+        call.lists, call.constants["EXCLUDE"] = lists, True
+        call.run(config)
+
+
+def launch_pointwise(labels: int) -> None:
+    """The kernels over stored logits and weights, with all that they can be asked for."""
+    weight, number = (torch.empty(labels, 64, dtype=t, device="meta") for t in (BF16, torch.int32))
+    logits, factor = torch.empty(256, labels, dtype=BF16, device="meta"), torch.empty(labels, device="meta")
+    lists, losses = ByGroup(number, number, number), torch.empty(9, dtype=torch.float64, device="meta")
+    pointwise_triton.loss_in_place(logits, 128, labels, lists, "cross_entropy", factor, losses)
+    for rounding, first in (("stochastic", 2**33), ("kahan", 0)):
+        lost = weight if rounding == "kahan" else None
+        pointwise_triton.update(weight, factor, weight, lost, rounding, (0.1, 0.9, 0.1), 5, first)
+
+
 def launch_per_label(shape: Shape, everything: bool = False) -> None:
     """The same for fixed_fan_in/triton."""
     x, dy, layer = operands(*shape)
@@ -134,6 +173,10 @@ def launch_packaged(kernel: str, shape_class: str, config: tune.Config) -> None:
     x, dy, layer = operands(batch, dim, labels, fan_in, group, getattr(torch, dtype))
     problem = grouped.Problem.of(batch, layer)
     assert problem.shape_class == shape_class
+    if kernel in ("group_shared.step", "group_shared.topk"):
+        assert config in (triton_step if kernel == "group_shared.step" else triton_topk).candidates(problem)
+        launch_step((batch, dim, labels, fan_in, group, getattr(torch, dtype)), everything=True)
+        return
     fitted = grouped.fitted if kernel.startswith("group_shared") else per_label.fitted
     assert fitted(problem, config) == config
     family, pass_ = kernel.split(".")
@@ -182,8 +225,20 @@ def test_fixed_fan_in_defaults_spill_nothing(launched: list[Launch], shape: Shap
     assert not spilling(launched)
 
 
+@pytest.mark.parametrize("shape", STEPPED, ids=str)
+def test_steps_without_logits_spill_nothing(launched: list[Launch], shape: Shape) -> None:
+    launch_step(shape)
+    assert not spilling(launched)
+
+
+def test_pointwise_kernels_spill_nothing(launched: list[Launch]) -> None:
+    launch_pointwise(2**20)
+    assert not spilling(launched)
+
+
 def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch]) -> None:
     launch_grouped(GROUPED[0], everything=True)
+    launch_step(GROUPED[0], everything=True)
     launch_per_label(PER_LABEL[0], everything=True)
     assert not spilling(launched)
 
@@ -191,6 +246,8 @@ def test_the_candidates_of_the_default_point_spill_nothing(launched: list[Launch
 @pytest.mark.parametrize("capability", [80, 100])
 def test_other_gpus_compile_and_spill_nothing(launched: list[Launch], capability: int) -> None:
     launch_grouped(GROUPED[0])
+    launch_step(GROUPED[0])
+    launch_pointwise(2**20)
     launch_per_label(PER_LABEL[0])
     suited = [launch for launch in launched if capability >= 90 or not launch.constants.get("TMA")]
     assert len(suited) >= 8
@@ -199,9 +256,10 @@ def test_other_gpus_compile_and_spill_nothing(launched: list[Launch], capability
 
 @pytest.mark.parametrize("path", sorted(Path(tune.__file__).with_name("tuned").glob("*.json")), ids=lambda p: p.stem)
 def test_packaged_choices_spill_nothing(launched: list[Launch], path: Path) -> None:
-    for key, config in tune.parse(path.read_text(), None).items():
+    for key, config in choices.parse(path.read_text()).items():
         kernel, shape_class = key.split("|")
-        launch_packaged(kernel, shape_class, config)
+        if choices.kind_of(kernel) == "triton":
+            launch_packaged(kernel, shape_class, config)
     assert not spilling(launched)
 
 

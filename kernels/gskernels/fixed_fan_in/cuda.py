@@ -15,6 +15,8 @@ No pass uses atomics: sums have a fixed order. Operands that are not contiguous 
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from gskernels import tune
 from gskernels.fixed_fan_in import cuda_dense, cuda_gather
 from gskernels.layer import Layer
 from gskernels.routes import takes_dense
+from gskernels.steps import Outcome, Targets, Updates, unfused
 
 
 def _dense(pass_: str, batch: int, layer: Layer) -> bool:
@@ -70,3 +73,12 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer) -> Tensor:
 def backward(grad_out: Tensor, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]; nothing is shared between the two."""
     return grad_input(grad_out, layer), grad_weight(grad_out, x, layer)
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """A training step, as `gskernels.steps` describes it: chunk by chunk where grad_input takes the dense route."""
+    _check(x)
+    if x.shape[0] == 0 or not _dense("grad_input", x.shape[0], layer):
+        return unfused(sys.modules[__name__], x, layer, targets, updates, guard)
+    with tune.device_of(x):
+        return cuda_dense.step(x.contiguous(), layer, targets, updates, guard)

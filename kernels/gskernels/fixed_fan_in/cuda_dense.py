@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gskernels import routes, tune
+from gskernels import chunked, routes, tune
 from gskernels.cuda.launch import I64, Kernel, kernel
 from gskernels.layer import Layer
+from gskernels.steps import Outcome, Targets, Updates
 from gskernels.topology import GroupTopology
 
 NAMES = {torch.float32: "float", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int16: "short", torch.int32: "int"}
@@ -52,6 +53,23 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer) -> Tensor:
         grid = min(tune.cdiv(count, 256), tune.multiprocessors(dw.get_device()) * 8)
         collect.launch(grid, 256, (dense, indices[labels], dw[labels], I64(count), fan_in, dim))
     return dw
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """A training step chunk by chunk: a block expanded once serves the logits and dx, then takes the dense gradient."""
+    indices, dim, fan_in = label_indices(layer.sparse), layer.sparse.dim, layer.sparse.fan_in
+    collect, buffer = tool("collect", layer, indices.dtype), _buffer(layer)
+    piece = layer.weight.new_empty(len(buffer), fan_in)
+
+    def gradient(dz: Tensor, first: int, stop: int) -> Tensor:
+        dense = torch.mm(dz.t(), x, out=buffer[: stop - first])
+        count = dense.shape[0] * fan_in
+        grid = min(tune.cdiv(count, 256), tune.multiprocessors(dense.get_device()) * 8)
+        collect.launch(grid, 256, (dense, indices[first:stop], piece[: stop - first], I64(count), fan_in, dim))
+        return piece[: stop - first]
+
+    rows = chunked.Rows(x, layer, lambda first, stop: _expanded(layer, slice(first, stop), buffer), gradient)
+    return chunked.by_chunks(x, layer, rows, targets, updates, guard, chunk=_step(layer))
 
 
 def tool(name: str, layer: Layer, index: torch.dtype, warps: int = 4) -> Kernel:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gskernels import chunked
 from gskernels.layer import Layer
+from gskernels.steps import Outcome, Targets, Updates
 
 # The dense block: in the last-level cache of a CPU; on CUDA large enough for the product to fill the device.
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
@@ -50,6 +52,20 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]
         _add_product(total, block, _dense(layer, labels, index))
         torch.gather(block.t() @ x, 1, index, out=grad[labels])
     return total.to(grad_out.dtype), grad
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """A training step chunk by chunk, of which a dense block serves the logits and dx: no [B, L] exists."""
+    index = layer.sparse.memo("label_inputs_int64", layer.sparse.label_indices)
+
+    def rows(first: int, stop: int) -> Tensor:
+        return _dense(layer, slice(first, stop), index[first:stop])
+
+    def gradient(dz: Tensor, first: int, stop: int) -> Tensor:
+        return torch.gather(chunked.product(dz.t(), x), 1, index[first:stop])
+
+    chunk = CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cpu"]) // (layer.sparse.dim * x.element_size())
+    return chunked.by_chunks(x, layer, chunked.Rows(x, layer, rows, gradient), targets, updates, guard, chunk=chunk)
 
 
 def _chunks(layer: Layer) -> Iterator[tuple[slice, Tensor]]:

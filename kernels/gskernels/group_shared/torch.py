@@ -8,12 +8,15 @@ once a topology and kept with it (`topology.memo`).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gskernels import chunked
 from gskernels.layer import Layer
+from gskernels.steps import Outcome, Targets, Updates
 from gskernels.topology import GroupTopology
 
 # Gathered inputs, products and copies of one chunk. CPU: measured best among 1 to 32 MiB (2 cores of 1 MiB level-2
@@ -73,6 +76,12 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]
         torch.bmm(block, inputs.mT, out=_grouped(grad[chunk.labels], chunk))
         _scatter(total, block, layer, chunk)
     return total.t().to(grad_out.dtype).contiguous(), grad
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """A training step in chunks of groups, as `gskernels.steps` describes it: no [B, L] exists."""
+    parts = chunked.Groups(sys.modules[__name__], x, layer)
+    return chunked.by_chunks(x, layer, parts, targets, updates, guard, align=layer.sparse.group_size)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from gskernels.group_shared.triton_kernels import (
     transpose_kernel,
 )
 from gskernels.layer import Layer
+from gskernels.positives import Positives
+from gskernels.ranking import Best
+from gskernels.steps import Outcome, Targets, Updates
 from gskernels.tune import Config
 
 try:
@@ -306,6 +309,22 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
         assert dx is not None
         assert dw is not None
         return dx, dw
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """A training step without stored logits, as `gskernels.steps` describes it."""
+    from gskernels.group_shared import triton_step  # which builds on this module
+
+    _check(x)
+    return triton_step.step(x, layer, targets, updates, guard)
+
+
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:
+    """The best labels without stored logits, as `gskernels.ranking` describes it; equal ones always by label."""
+    from gskernels.group_shared import triton_topk  # which builds on this module
+
+    _check(x)
+    return triton_topk.topk(x, layer, k, exclude)
 
 
 def _tuned_gradients(

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gskernels import bottleneck
+from gskernels.fused import fused_loss
 from gskernels.layer import Layer
 from gskernels.nn.parameters import Device, dense_layer, fill_uniform, zero_bias
+from gskernels.positives import Positives
+from gskernels.ranking import topk
+from gskernels.steps import Targets, Updates
 from gskernels.table import Shape
 
 
@@ -55,6 +59,16 @@ class BottleneckLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*, D] in the dtype of the weights -> [*, L]."""
         return bottleneck.forward(x, Layer(self.weight, down=self.down, bias=self.bias))
+
+    def loss(
+        self, x: Tensor, targets: Targets, updates: Updates | None = None, *, guard: bool = False, check: bool = True
+    ) -> Tensor:
+        """The loss over all labels, in chunks of labels; see `gskernels.fused_loss`."""
+        return fused_loss(x, Layer(self.weight, down=self.down, bias=self.bias), targets, updates, guard=guard, check=check)
+
+    def topk(self, x: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+        """(values, labels), each [B, k], of the best labels of x [B, D]; see `gskernels.topk`."""
+        return topk(x, Layer(self.weight, down=self.down, bias=self.bias), k, exclude)
 
     def to_dense(self) -> nn.Linear:
         """A dense layer of the same function; it holds [L, D]."""

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gskernels.fused import fused_loss
 from gskernels.head_tail import PIECE_BYTES, head_tail_linear
 from gskernels.layer import Layer
 from gskernels.nn.parameters import Device, dense_layer, fill_uniform
 from gskernels.nn.sparse import GroupSharedLinear
+from gskernels.optim import Update
+from gskernels.positives import Positives, check_lists
+from gskernels.ranking import best_of, topk
+from gskernels.steps import Targets, Updates
 from gskernels.topology import GroupTopology
 
 
@@ -108,11 +113,60 @@ class HeadTailLinear(nn.Module):
         """
         if x.dim() < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be [*, {self.dim}] for this layer, got {list(x.shape)}")
+        order = None if internal else self.label_order
+        return head_tail_linear(x, *self._layers(), order, self.tail.implementation, self.piece_bytes)
+
+    def _layers(self) -> tuple[Layer, Layer]:
         tail = self.tail
         topology = GroupTopology(tail.indices, tail.labels, tail.dim, tail.group_size)
-        head_layer, tail_layer = Layer(self.head.weight, bias=self.head.bias), Layer(tail.weight, topology, bias=tail.bias)
-        order = None if internal else self.label_order
-        return head_tail_linear(x, head_layer, tail_layer, order, tail.implementation, self.piece_bytes)
+        return Layer(self.head.weight, bias=self.head.bias), Layer(tail.weight, topology, bias=tail.bias)
+
+    def loss(
+        self, x: Tensor, targets: Targets, updates: Updates | None = None, *, guard: bool = False, check: bool = True
+    ) -> Tensor:
+        """The loss over all labels: the head's in chunks, the tail's in one pass; see `gskernels.fused_loss`.
+
+        targets: in the caller's numbering of labels. updates: by the name of the parameter here, such as "tail.weight".
+        `guard` looks at head and tail apart. The host waits for the device, to part the lists.
+        """
+        lists, head = targets.positives, self.head.out_features
+        if check:
+            check_lists(lists.pointers, lists.labels, self.labels)
+        inner = Positives(lists.pointers, self.internal_positives(lists.pointers, lists.labels))
+        weight = None if targets.label_weight is None else targets.label_weight[self.label_order]
+        inner_targets = Targets(inner, targets.loss, weight)
+        mine: dict[str, dict[str, Update]] = {"head": {}, "tail": {}}
+        for name, update in (updates or {}).items():
+            part, _, parameter = name.partition(".")
+            if part not in mine:
+                raise ValueError(f"an update of {name!r}, but this layer has head.weight, head.bias, tail.weight, tail.bias")
+            mine[part][parameter] = update
+        head_layer, tail_layer = self._layers()
+        first = fused_loss(x[..., : self.head.in_features], head_layer, inner_targets.rows(0, head), mine["head"],
+                           guard=guard, check=False)  # fmt: skip
+        second = fused_loss(x[..., self.dim - self.tail.dim :], tail_layer, inner_targets.rows(head, self.labels),
+                            mine["tail"], implementation=self.tail.implementation, guard=guard, check=False)  # fmt: skip
+        return first + second
+
+    def topk(self, x: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+        """(values, labels), each [B, k], of the best labels of x [B, D] in the caller's numbering; see `gskernels.topk`.
+
+        Equal logits go by label, except that those of the head, or of the tail, that tie for the last place go by position.
+        """
+        parts, head = [], self.head.out_features
+        inner = None
+        if exclude is not None:
+            check_lists(exclude.pointers, exclude.labels, self.labels)
+            inner = Positives(exclude.pointers, self.internal_positives(exclude.pointers, exclude.labels))
+        if not 1 <= k <= self.labels:
+            raise ValueError(f"k must lie in 1..{self.labels} for {self.labels} labels, got {k}")
+        spans = ((0, head, x[:, : self.head.in_features]), (head, self.labels, x[:, self.dim - self.tail.dim :]))
+        for (start, stop, own), layer in zip(spans, self._layers(), strict=True):
+            left_out = None if inner is None else inner.within(start, stop)
+            implementation = None if start == 0 else self.tail.implementation
+            values, at = topk(own.contiguous(), layer, min(k, stop - start), left_out, implementation=implementation)
+            parts.append((values, torch.where(at < 0, -1, self.label_order[(at + start).clamp(min=0)])))
+        return best_of(torch.cat([values for values, _ in parts], 1), torch.cat([labels for _, labels in parts], 1), k)
 
     def internal_positives(self, pointers: Tensor, positives: Tensor) -> Tensor:
         """Positives [n] of rows ``pointers`` [B + 1] as int64 positions in the internal order, ascending in each row."""

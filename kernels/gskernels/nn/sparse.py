@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gskernels.fused import fused_loss
+from gskernels.layer import Layer
 from gskernels.nn.parameters import Device, dense_layer, fill_uniform, zero_bias
 from gskernels.ops import layer_of, linear
+from gskernels.positives import Positives
+from gskernels.ranking import topk
+from gskernels.steps import Targets, Updates
 from gskernels.table import FORWARD, IMPLEMENTATIONS
 from gskernels.topology import GroupTopology
 
@@ -87,6 +92,17 @@ class GroupSharedLinear(nn.Module):
         """x [*, D] in the dtype of the weights -> [*, L]. Errors as in `gskernels.linear`."""
         topology = GroupTopology(self.indices, self.labels, self.dim, self.group_size)
         return linear(x, self.weight, topology, self.bias, self.implementation)
+
+    def loss(
+        self, x: Tensor, targets: Targets, updates: Updates | None = None, *, guard: bool = False, check: bool = True
+    ) -> Tensor:
+        """The loss over all labels in one pass, without stored logits where the implementation can; see `fused_loss`."""
+        layer = Layer(self.weight, GroupTopology(self.indices, self.labels, self.dim, self.group_size), bias=self.bias)
+        return fused_loss(x, layer, targets, updates, implementation=self.implementation, guard=guard, check=check)
+
+    def topk(self, x: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+        """(values, labels), each [B, k], of the best labels of x [B, D]; see `gskernels.topk`."""
+        return topk(x, Layer(self.weight, self.topology, bias=self.bias), k, exclude, implementation=self.implementation)
 
     def to_dense(self) -> nn.Linear:
         """A dense layer of the same function; it holds [L, D]."""
