@@ -252,7 +252,7 @@ def _time(
 
 
 def _series(bench: Bench, case: Case, subject: Subject, operands: Operands) -> Iterator[Series]:
-    """One of the case; where slowdowns are planted, one of each as well: a delay of that share of its time behind each call."""
+    """One of the case; where slowdowns are planted, each of them: a delay of that share of its time behind a call."""
     timer = _timer(bench, case.mode, subject, operands)
     if not bench.plants:
         yield Series(case, timer, subject.call)
