@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ TIMED_SEED, CHECKED_SEED = 0, 1
 _AT_ONCE = 0.2  # share of the device's memory that outputs waiting for the check may take
 _MAX_COPIES = 64
 _ENERGY_WINDOW_S = 1.0
+_CALIBRATING = 15  # samples that the length of a planted slowdown is taken from
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Bench:
     say: Callable[[Case, str], None]
     stop_requested: Callable[[], bool] = lambda: False
     plants: tuple[float, ...] = ()  # slowdowns to plant as well, 0 first; then every call ends in a delay
+    pause: Callable[[], None] = lambda: None  # called between two rounds of samples: others may measure meanwhile
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -54,7 +57,6 @@ class Subject:
     case: Case  # of the first mode; used to say where we are
     implementation: Implementation
     call: Call
-    plain_ms: float | None = None  # its time with a delay of nothing behind it, where slowdowns are planted
     facts: dict[str, Any] = field(default_factory=dict)  # fields of the records to come
 
 
@@ -110,8 +112,7 @@ def measure(bench: Bench, cases: list[Case], timing: TimingSettings, energy: boo
         for mode in dict.fromkeys(c.mode for c in mine):
             timed = [s for s in subjects if any(c.mode == mode for c in by_name[s.implementation.name])]
             if timed and not bench.stop_requested():
-                for plant in bench.plants or (None,):
-                    yield from _time(bench, pass_, mode, timed, operands, timing, energy, crowd, plant)
+                yield from _time(bench, pass_, mode, timed, operands, timing, energy, crowd)
 
 
 # ---- before timing ----------------------------------------------------------------------------------------------
@@ -222,41 +223,52 @@ def _memory(bench: Bench, subject: Subject) -> dict[str, Any]:
 
 def _time(
     bench: Bench, pass_: str, mode: str, subjects: list[Subject], operands: Operands, timing: TimingSettings, energy: bool,
-    crowd: bool, plant: float | None,
-) -> Iterator[Outcome]:  # fmt: skip
-    """plant: behind every call a delay of this share of its own time, as it was timed with a delay of nothing before."""
-    series = []
-    if plant:  # what was not timed cannot be lengthened, nor what a graph holds
-        subjects = [s for s in subjects if s.plain_ms is not None and mode != "graph"]
+    crowd: bool,
+) -> Iterator[Outcome]:
+    """Of every subject, and of each with every slowdown that is to be planted: all take turns."""
+    series: list[Series] = []
     for subject in subjects:
         case = Case(subject.implementation.name, pass_, operands.point, mode, subject.case.device)
         bench.say(case, "warm up")
         try:
-            call = subject.call
-            if plant is not None:
-                call = delays.of(bench.device).after(call, plant * (subject.plain_ms or 0.0))
-            series.append(Series(case, _timer(bench, mode, subject, operands), call, plant=plant or 0.0))
+            series += _series(bench, case, subject, operands)
         except Exception as e:
             yield from _failed([case], e, subject.facts, crowd)
     named = {s.implementation.name: s for s in subjects}
-    for one, error in take_rounds(bench.monitor, series, timing, bench.say, bench.stop_requested):
+    for one, error in take_rounds(bench.monitor, series, timing, bench.say, bench.stop_requested, bench.pause):
         series.remove(one)
         yield from _of(one, _failed([one.case], error, named[one.case.implementation].facts, crowd))
     block = f"{operands.point} {pass_} {mode}"
     for one in series:
         subject = named[one.case.implementation]
-        wrong = _judge(pass_, operands, [subject], {one.case.implementation: one.target.last})
-        one.target.last = ()
-        if wrong:
-            yield from _of(one, _failed([one.case], wrong[0][1], subject.facts, crowd, "after timing: "))
-            continue
+        if not one.plant:
+            wrong = _judge(pass_, operands, [subject], {one.case.implementation: one.target.last})
+            one.target.last = ()
+            if wrong:
+                yield from _failed([one.case], wrong[0][1], subject.facts, crowd, "after timing: ")
+                continue
         facts = dict(subject.facts, block=block)
         if energy and mode == "cold":
             facts["energy_mj"] = _energy(bench, subject)
-        finished = Finished(_finish(bench, one, facts), one.samples, one.plant)
-        if plant == 0 and finished.record.timing is not None:
-            subject.plain_ms = finished.record.timing.median_ms
-        yield finished
+        yield Finished(_finish(bench, one, facts), one.samples, one.plant)
+
+
+def _series(bench: Bench, case: Case, subject: Subject, operands: Operands) -> Iterator[Series]:
+    """One of the case; where slowdowns are planted, each of them: a delay of that share of its time behind a call."""
+    timer = _timer(bench, case.mode, subject, operands)
+    if not bench.plants:
+        yield Series(case, timer, subject.call)
+        return
+    delay = delays.of(bench.device)
+    plain = Series(case, timer, delay.after(subject.call, 0.0))
+    yield plain
+    if case.mode == "graph":  # holds its calls already: none can be lengthened
+        return
+    timer.sample(plain.target, 1)
+    ms = statistics.median(timer.sample(plain.target, _CALIBRATING))
+    for plant in bench.plants:
+        if plant:
+            yield Series(case, timer, delay.after(subject.call, plant * ms), plant=plant)
 
 
 def _of(one: Series, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

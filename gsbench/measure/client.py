@@ -71,18 +71,25 @@ class WorkerClient:
         return self._process.pid
 
     def request(self, **request: Any) -> Iterator[Event]:
-        """Send a request; yields its events, "done" or "lost" last. Raises WorkerGone."""
+        """Send a request; yields its events, "done" or "lost" last; after "turn" it waits for `go`. Raises WorkerGone."""
+        self._send(request)
+        while True:
+            event = self._next(self._silence_s)
+            yield event
+            if event["event"] in ("done", "lost"):
+                return
+
+    def go(self) -> None:
+        """End the wait that the worker announced by "turn". Raises WorkerGone."""
+        self._send({"do": "go"})
+
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise self._gone() from None
-        while True:
-            event = self._next(self._silence_s)
-            yield event
-            if event["event"] in ("done", "lost"):
-                return
 
     def finish_soon(self) -> None:
         """Ask the worker to end the cases it is timing as soon as they have enough samples, and start no more."""

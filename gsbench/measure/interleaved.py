@@ -1,4 +1,4 @@
-"""Two sides in one session: replicate after replicate, two fresh processes that take turns block by block.
+"""Two sides in one session: replicate after replicate, two fresh processes that take turns round by round.
 
     <out>/base/01 ... <out>/new/01 ...    a run for each process, as `gsbench run` would leave it
 
@@ -21,6 +21,8 @@ from gsbench.plan import Plan
 from gsbench.record import SCHEMA
 from gsbench.store import RunWriter, read_run
 from gsbench.suite import Suite
+
+_OVER = "over"  # of a generator: what it yields in between is None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Interleaved:
     _ceilings: dict[str, Any] = field(default_factory=dict)
 
     def replicate(self, plan: Plan, number: int) -> None:
-        """One process a side over the whole plan: A B, then B A, then A B ... so that neither always comes first.
+        """One process a side over the whole plan, block after block: a round of samples of A, then of B, then of A ...
+
+        What drifts in seconds hits both alike. The one that began the last block is second in the next.
 
         Raises UserError or NothingMeasured where a side's process does not start.
         """
@@ -59,9 +63,10 @@ class Interleaved:
                 self._open(session)
             self._adopt(sessions)
             for turn, block in enumerate(plan.blocks()):
-                for session in sessions if (turn + number) % 2 else sessions[::-1]:
-                    session.measure(block)
-                    self._adopt(sessions)
+                waiting = [one.turns(block) for one in (sessions if (turn + number) % 2 else sessions[::-1])]
+                while waiting:
+                    waiting = [one for one in waiting if next(one, _OVER) is None]
+                self._adopt(sessions)
             for side, session in zip(self.sides, sessions, strict=True):
                 self._something_timed(side, session, plan)
 

@@ -47,9 +47,9 @@ class Series:
 
 def take_rounds(
     monitor: Monitor, series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None],
-    stop_requested: Callable[[], bool],
+    stop_requested: Callable[[], bool], pause: Callable[[], None] = lambda: None,
 ) -> list[tuple[Series, Exception]]:  # fmt: skip
-    """Sample all until each is steady or out of budget; returns those that raised.
+    """Sample all until each is steady or out of budget; returns those that raised. pause: between two rounds.
 
     A stretch with thermal or hardware slowdown is void as a whole and measured again, twice at the most; it then
     stands, flagged "slowed_down".
@@ -58,7 +58,7 @@ def take_rounds(
     series = [s for s in series if all(s is not f for f, _ in failed)]
     for attempt in range(1 + _VOID_RETRIES):
         since = time.monotonic()
-        failed += _rounds(series, timing, say, stop_requested)
+        failed += _rounds(series, timing, say, stop_requested, pause)
         series = [s for s in series if all(s is not f for f, _ in failed)]
         window = monitor.window(since)
         if not window.slowed_down or attempt == _VOID_RETRIES:
@@ -88,13 +88,16 @@ def _warm_up(series: list[Series], timing: TimingSettings) -> list[tuple[Series,
 
 
 def _rounds(
-    series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None], stop_requested: Callable[[], bool]
-) -> list[tuple[Series, Exception]]:
+    series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None], stop_requested: Callable[[], bool],
+    pause: Callable[[], None],
+) -> list[tuple[Series, Exception]]:  # fmt: skip
     order = list(series)
     random.Random(0).shuffle(order)
     failed: list[tuple[Series, Exception]] = []
     round_ = 0
     while any(not one.done for one in order):
+        if round_:
+            pause()
         for one in order:
             if one.done:
                 continue
@@ -107,6 +110,8 @@ def _rounds(
                 one.done = True
                 continue
             one.samples += [(round_, ms) for ms in taken]
+            if one.plant:
+                one.target.last = ()  # those of the call without it are checked
             one.spent_s += time.monotonic() - began
             _judge_enough(one, timing, stop_requested())
         order.reverse()

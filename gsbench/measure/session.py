@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -120,12 +121,22 @@ class Session:
 
     def measure(self, cases: list[Case]) -> None:
         """One point: whatever happens to the worker, every case ends with a record."""
+        for _ in self.turns(cases, shared=False):
+            pass
+
+    def turns(self, cases: list[Case], shared: bool = True) -> Iterator[None]:
+        """As `measure`, a round of samples at a time. Between two, another process may use the device."""
         todo = {case.key: case for case in cases}
         alone: list[Case] = []
         while todo and not self._over():
             try:
-                for event in self._request(list(todo.values())):
-                    self._handle(event, todo, alone)
+                for event in self._request(list(todo.values()), shared):
+                    if event["event"] == "turn":
+                        yield
+                        assert self._worker is not None
+                        self._worker.go()
+                    else:
+                        self._handle(event, todo, alone)
                     if self._over() and self._worker is not None:
                         self._worker.finish_soon()
             except WorkerGone as gone:
@@ -136,13 +147,13 @@ class Session:
                 self._store(Record(todo.pop(gone.key), gone.status, gone.reason, finished_utc=utc_now()), [])
         for case in alone:
             if not self._over():
-                self.measure([case])
+                yield from self.turns([case], shared)
 
-    def _request(self, cases: list[Case]) -> Any:
+    def _request(self, cases: list[Case], shared: bool) -> Any:
         timing = self.suite.timing.model_dump()
         return self.open_worker().request(
             do="block", cases=[case.to_dict() for case in cases], timing=timing, energy=self.suite.energy,
-            plants=sorted(self.plants),
+            plants=sorted(self.plants), shared=shared,
         )  # fmt: skip
 
     def _handle(self, event: dict[str, Any], todo: dict[str, Case], alone: list[Case]) -> None:

@@ -2,11 +2,13 @@
 
 Requests on stdin:   {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
                      "plants": [0, 0.02, ...] in a block: time each case with these slowdowns planted as well
+                     "shared": true in a block: others measure in turns; after each {"event": "turn"} wait for {"do": "go"}
                      {"do": "partners", "count": 1}   processes of the same session that share the device, and are idle
                      {"do": "instrument", "cases": [...]}   what the timers themselves cost, and whether others agree
 Events on stdout:    {"event": "hello", "device": {...}, ...}   once, at the start; or {"event": "refused", "reason": ...}
                      {"event": "at", "key": ..., "phase": ...}  before each risky step; silence is timed
                      {"event": "record", "record": {...}, "samples": [...], "plant": 0}
+                     {"event": "turn"}                          between two rounds of samples of a shared block
                      {"event": "alone", "keys": [...]}          out of memory beside others
                      {"event": "lost", "reason": ...}           a CUDA error; the process ends
                      {"event": "done", ...}                     the request is finished
@@ -44,6 +46,12 @@ class Worker:
     def emit(self, event: str, **data: Any) -> None:
         self._events.write(json.dumps({"event": event, **data}) + "\n")
         self._events.flush()
+
+    def _pause(self) -> None:
+        """Let another process measure, until the parent says go. Ends with the parent."""
+        self.emit("turn")
+        if not next(self._requests, ""):
+            raise SystemExit
 
     def say(self, case: Case, phase: str) -> None:
         self.emit("at", key=case.key, phase=phase)
@@ -121,6 +129,7 @@ class Worker:
 
         cases = [Case.from_dict(data) for data in request["cases"]]
         bench.plants = tuple(request.get("plants", ()))
+        bench.pause = self._pause if request.get("shared") else lambda: None
         try:
             for outcome in measure(bench, cases, TimingSettings(**request["timing"]), request["energy"]):
                 if isinstance(outcome, TryAlone):

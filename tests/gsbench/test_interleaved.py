@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +39,10 @@ class StandIn:
     def tell_of_partners(self, count: int) -> None:
         self.partners.add(count)
 
-    def measure(self, block: list[Case]) -> None:
-        self._turns.append(f"{self.side}{block[0].point.shape.batch}")
+    def turns(self, block: list[Case]) -> Iterator[None]:
+        for _ in range(2 + (self.side == "n")):  # the new side is steady one round later
+            self._turns.append(f"{self.side}{block[0].point.shape.batch}")
+            yield
 
 
 @pytest.fixture
@@ -63,11 +66,11 @@ def test_sides_take_turns_and_neither_always_comes_first(session: Any) -> None:
     plan = Plan(CASES, [])
     for number in (1, 2):
         session.replicate(plan, number)
-    pairs = [session.turns[i : i + 2] for i in range(0, len(session.turns), 2)]
-    assert all(one[1:] == other[1:] and {one[0], other[0]} == {"b", "n"} for one, other in pairs)  # a block at a time
-    firsts = [pair[0][0] for pair in pairs]
-    assert firsts == ["b", "n", "b", "n", "b", "n"]  # and the other way round in the next replicate
-    assert [pair[0][1:] for pair in pairs[:3]] == [pair[0][1:] for pair in pairs[3:]]
+    blocks = [session.turns[i : i + 5] for i in range(0, len(session.turns), 5)]
+    assert all(len({turn[1:] for turn in block}) == 1 for block in blocks)  # a block at a time
+    first, second = "bnbnn", "nbnbn"  # round by round; what is left over goes on alone
+    assert ["".join(turn[0] for turn in block) for block in blocks] == [first, second] * 3  # the other in the next replicate
+    assert [block[0][1:] for block in blocks[:3]] == [block[0][1:] for block in blocks[3:]]
     assert session.opened == [{}, CEILINGS, CEILINGS, CEILINGS]  # measured once
 
 

@@ -183,3 +183,15 @@ def test_without_nvml_everything_is_none_and_nothing_raises():
         assert monitor.used_bytes() is None
         assert monitor.energy_mj() is None
         assert monitor.driver() is None
+
+
+def test_others_may_measure_between_two_rounds_and_not_within_one():
+    log = []
+    series = [a_series(n, noisy(), log) for n in "ab"]
+    series.append(a_series("planted", noisy(), log))
+    series[2].plant = 0.02
+    settings = TimingSettings(**QUICK | {"max_samples": 21})
+    take_rounds(Quiet(), series, settings, lambda *_: None, lambda: False, lambda: log.append("|"))
+    rounds_ = " ".join(log[6:]).split("|")  # after two warm-up samples each
+    assert [sorted(r.split()) for r in rounds_] == [["a", "b", "planted"]] * 21
+    assert series[2].target.last == ()
