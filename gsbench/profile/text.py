@@ -95,15 +95,16 @@ def markdown(profiles: Sequence[Profile]) -> str:
     for p in profiles:
         parts += [f"## {heading(p)}", *(f"- {sentence}" for sentence in p.verdict), ""]
         for table in tables(p):
-            parts += [table.title, "", *_markdown(table), ""]
+            parts += [table.title, "", *markdown_lines(table), ""]
         parts += [f"- no {part}: {why}" for part, why in p.missing.items()] + [""]
     table = byte_table(profiles)
     if table.rows:
-        parts += [f"## {table.title}", "", *_markdown(table), ""]
+        parts += [f"## {table.title}", "", *markdown_lines(table), ""]
     return "\n".join(parts)
 
 
-def _markdown(table: Table) -> list[str]:
+def markdown_lines(table: Table) -> list[str]:
+    """The table as Markdown, without its title."""
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

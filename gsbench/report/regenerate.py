@@ -1,7 +1,8 @@
 """Every committed report again, from the records: are the committed files what the records give?
 
 `reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`. In README.md and
-docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that report.
+docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
+report; after `<!-- gsbench bytes results/baselines/X -->` it is what its profiles say of modelled and measured bytes.
 
 What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
 depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
@@ -20,12 +21,13 @@ from typing import Any
 
 from gsbench import report
 from gsbench.errors import UserError
+from gsbench.profile import store, text
 from gsbench.report.contents import Report
 from gsbench.report.figures import Plate
 from gsbench.report.markdown import answer_lines
 
 RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
-_ANSWER = re.compile(r"(<!-- gsbench answer (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- gsbench (answer|bytes) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
 Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
 
@@ -98,16 +100,24 @@ def _texts(root: Path, reports: list[Committed]) -> dict[Path, bytes]:
     """Every file that is compared byte by byte, as it should be."""
     found: dict[Path, bytes] = {}
     for one in reports:
-        found |= {one.folder / name: text for name, text in report.texts(one.report, one.plates, FIGURES).items()}
-    answers = {(RESULTS / one.folder.name).as_posix(): "\n".join(answer_lines(one.report)) for one in reports}
+        found |= {one.folder / name: page for name, page in report.texts(one.report, one.plates, FIGURES).items()}
+    said = {(RESULTS / one.folder.name).as_posix(): one for one in reports}
     for file in _prose(root):
-        text = file.read_text(encoding="utf-8")
-        for _, results, _ in _ANSWER.findall(text):
-            if results not in answers:
-                raise UserError(f"{file}: gsbench answer {results}: not one of {', '.join(answers)}")
-        new = _ANSWER.sub(lambda match: f"{match[1]}\n{answers[match[2]]}\n{match[3]}", text)
+        prose = file.read_text(encoding="utf-8")
+        for _, what, results, _ in _MARK.findall(prose):
+            if results not in said:
+                raise UserError(f"{file}: gsbench {what} {results}: not one of {', '.join(said)}")
+        new = _MARK.sub(lambda match: f"{match[1]}\n{_lines(root, match[2], said[match[3]])}\n{match[4]}", prose)
         found[file.relative_to(root)] = new.encode()
     return found
+
+
+def _lines(root: Path, what: str, one: Committed) -> str:
+    """What stands between a mark and its end."""
+    if what == "answer":
+        return "\n".join(answer_lines(one.report))
+    runs = [run for run in sorted((root / RESULTS / one.folder.name).iterdir()) if run.is_dir()]
+    return "\n".join(text.markdown_lines(text.byte_table([profile for run in runs for profile in store.read(run)])))
 
 
 def _prose(root: Path) -> list[Path]:

@@ -22,6 +22,8 @@ README = """# Made up
 <!-- gsbench answer results/baselines/card -->
 typed by hand
 <!-- end -->
+<!-- gsbench bytes results/baselines/card -->
+<!-- end -->
 """
 
 
@@ -54,6 +56,7 @@ def names(stale: list[regenerate.Stale]) -> list[str]:
 def test_what_was_written_is_what_the_records_give(root: Path) -> None:
     assert regenerate.check(root) == []
     assert "fastest is group_shared/triton in 2" in (root / "README.md").read_text()
+    assert "| implementation | pass | point | modelled read MB |" in (root / "README.md").read_text()
     figures = sorted(file.name for file in (root / "reports" / "card" / "figures").iterdir())
     assert figures == ["drawn.json", *FIGURES]
 
