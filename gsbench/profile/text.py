@@ -46,9 +46,8 @@ def tables(profile: Profile) -> list[Table]:
             ("registers a thread", lambda k: _number(k.registers)),
             ("shared memory KB a block", lambda k: _number(k.shared_bytes, 1024)),
             ("waves", lambda k: _number(k.waves)),
-            ("bank conflicts, of wavefronts", lambda k: "" if (s := conflict_share(k)) is None else f"{s:.1%}"),
-            ("top stalls, cycles an instruction", lambda k: ", ".join(
-                f"{s.reason} {s.cycles:.2f}" for s in k.stalls if s.reason not in ("selected", "not_selected"))[:60]),
+            ("bank conflicts, of wavefronts", _conflicts),
+            ("top stalls, cycles an instruction", _stalls),
         ]  # fmt: skip
         for k in profile.counters:
             title = f"{short(k.name)} grid {k.grid} block {k.block}: {k.words}"
@@ -81,6 +80,30 @@ def byte_table(profiles: Sequence[Profile]) -> Table:
     columns = ("implementation", "pass", "point", "modelled read MB", "DRAM read MB", "modelled written MB",
                "DRAM written MB", "measured / modelled")  # fmt: skip
     return Table("DRAM bytes of one call: the model beside ncu", columns, rows)
+
+
+def counter_table(profiles: Sequence[Profile], least_us: float = 5.0) -> Table:
+    """What Nsight Compute counted of every kernel that is longer than that, a line each."""
+    rows = []
+    for p in profiles:
+        for k in p.counters:
+            if (k.duration_us or 0.0) < least_us:
+                continue
+            shares = (k.dram_pct, k.l2_pct, k.l1_pct, k.tensor_pct, k.issue_pct)
+            rows.append((f"{p.case['implementation']} {p.case['pass']}", k.name, _number(k.duration_us),
+                         *("" if share is None else f"{share:.0f}" for share in shares), _conflicts(k), _stalls(k)))  # fmt: skip
+    columns = ("case", "kernel", "us", "DRAM %", "L2 %", "L1, shared %", "tensor %", "issue %", "bank conflicts",
+               "stalls, cycles an instruction")  # fmt: skip
+    return Table("What Nsight Compute counted, in % of the card's peak", columns, rows)
+
+
+def _conflicts(kernel: KernelCounters) -> str:
+    share = conflict_share(kernel)
+    return "" if share is None else f"{share:.1%}"
+
+
+def _stalls(kernel: KernelCounters) -> str:
+    return ", ".join(f"{s.reason} {s.cycles:.2f}" for s in kernel.stalls if s.reason not in ("selected", "not_selected"))[:60]
 
 
 def heading(profile: Profile) -> str:

@@ -2,7 +2,7 @@
 
 `reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`. In README.md and
 docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
-report; after `<!-- gsbench bytes results/baselines/X -->` it is what its profiles say of modelled and measured bytes.
+report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these.
 
 What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
 depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
@@ -27,7 +27,7 @@ from gsbench.report.figures import Plate
 from gsbench.report.markdown import answer_lines
 
 RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
-_MARK = re.compile(r"(<!-- gsbench (answer|bytes) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
 Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
 
@@ -117,7 +117,8 @@ def _lines(root: Path, what: str, one: Committed) -> str:
     if what == "answer":
         return "\n".join(answer_lines(one.report))
     runs = [run for run in sorted((root / RESULTS / one.folder.name).iterdir()) if run.is_dir()]
-    return "\n".join(text.markdown_lines(text.byte_table([profile for run in runs for profile in store.read(run)])))
+    profiles = [profile for run in runs for profile in store.read(run)]
+    return "\n".join(text.markdown_lines((text.byte_table if what == "bytes" else text.counter_table)(profiles)))
 
 
 def _prose(root: Path) -> list[Path]:
