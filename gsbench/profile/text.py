@@ -90,8 +90,9 @@ def counter_table(profiles: Sequence[Profile], least_us: float = 5.0) -> Table:
             if (k.duration_us or 0.0) < least_us:
                 continue
             shares = (k.dram_pct, k.l2_pct, k.l1_pct, k.tensor_pct, k.issue_pct)
-            rows.append((f"{p.case['implementation']} {p.case['pass']}", k.name, _number(k.duration_us),
-                         *("" if share is None else f"{share:.0f}" for share in shares), _conflicts(k), _stalls(k)))  # fmt: skip
+            percent = ["" if share is None else f"{share:.0f}" for share in shares]
+            case = f"{p.case['implementation']} {p.case['pass']}"
+            rows.append((case, short(k.name), _number(k.duration_us), *percent, _conflicts(k), _stalls(k)))
     columns = ("case", "kernel", "us", "DRAM %", "L2 %", "L1, shared %", "tensor %", "issue %", "bank conflicts",
                "stalls, cycles an instruction")  # fmt: skip
     return Table("What Nsight Compute counted, in % of the card's peak", columns, rows)
@@ -103,7 +104,8 @@ def _conflicts(kernel: KernelCounters) -> str:
 
 
 def _stalls(kernel: KernelCounters) -> str:
-    return ", ".join(f"{s.reason} {s.cycles:.2f}" for s in kernel.stalls if s.reason not in ("selected", "not_selected"))[:60]
+    waits = [s for s in kernel.stalls if s.reason not in ("selected", "not_selected")]
+    return ", ".join(f"{s.reason} {s.cycles:.2f}" for s in waits[:3])
 
 
 def heading(profile: Profile) -> str:
