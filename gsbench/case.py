@@ -13,7 +13,8 @@ from gskernels.table import Shape
 Mode = Literal["cold", "hot", "graph", "host"]
 MODES: tuple[str, ...] = ("cold", "hot", "graph", "host")
 PASSES = tuple(passes.PASSES)
-AXES: tuple[str, ...] = ("batch", "dim", "labels", "fan_in", "group_size")
+AXES: tuple[str, ...] = ("batch", "dim", "labels", "fan_in", "group_size")  # whole numbers, that every point has
+SHARE_AXES: tuple[str, ...] = ("head_share",)  # 0 where a point does not say
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Point:
 
     def __str__(self) -> str:
         s = self.shape
-        return f"B={s.batch} D={s.dim} L={s.labels:,} K={s.fan_in} G={s.group_size} {self.pattern} {self.dtype}"
+        head = f" H={s.head:,}" if s.head_share else ""
+        return f"B={s.batch} D={s.dim} L={s.labels:,} K={s.fan_in} G={s.group_size}{head} {self.pattern} {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Case:
     world_size: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        shape = asdict(self.point.shape)
+        shape = {name: value for name, value in asdict(self.point.shape).items() if value or name not in SHARE_AXES}
         return {
             "implementation": self.implementation, "pass": self.pass_, **shape, "pattern": self.point.pattern,
             "dtype": self.point.dtype, "mode": self.mode, "device": self.device, "world_size": self.world_size,
@@ -47,7 +49,7 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Case:
-        shape = Shape(**{axis: int(data[axis]) for axis in AXES})
+        shape = Shape(**{axis: int(data[axis]) for axis in AXES}, head_share=float(data.get("head_share", 0)))
         return cls(
             data["implementation"], data["pass"], Point(shape, data["pattern"], data["dtype"]), data["mode"],
             data["device"], data.get("world_size", 1),

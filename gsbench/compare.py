@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gsbench import decide
-from gsbench.case import AXES, Case
+from gsbench.case import AXES, SHARE_AXES, Case
 from gsbench.decide import Verdict
 from gsbench.differences import Difference, joined, of_configuration, of_environment
 from gsbench.errors import NothingMeasured, UserError
@@ -32,7 +32,7 @@ GROUPINGS: dict[str, Callable[[Case], str]] = {
     "dtype": lambda case: case.point.dtype,
     "pattern": lambda case: case.point.pattern,
 }
-for _axis in AXES:
+for _axis in (*AXES, *SHARE_AXES):
     GROUPINGS[_axis] = lambda case, axis=_axis: str(getattr(case.point.shape, axis))  # type: ignore[misc]
 
 

@@ -1,8 +1,9 @@
 """Bytes and FLOPs of a case: the model behind floors, roof shares and the memory plan. Pure; imports no torch.
 
 Conventions: every input is read once, every output written once, and a multiply-add is two FLOPs. `useful` FLOPs are
-those of the sparse layer (2 B L K a product) even where an implementation multiplies by stored zeros. A step makes three
-products: logits, gradient of the input, gradient of the weights. Lists of positive labels are left out: a few kilobytes.
+those of the sparse layer (2 B L K a product) even where an implementation multiplies by stored zeros, with a head 2 B (H D +
+(L - H) K). A step makes three products: logits, gradient of the input, gradient of the weights. Lists of positive labels are
+left out: a few kilobytes. Growth by gradient makes one product, the dense gradient of 2 B L D.
 """
 
 from __future__ import annotations
@@ -42,18 +43,32 @@ def cost(implementation: Implementation, pass_: str, shape: Shape, dtype: str) -
     b, d, l = shape.batch, shape.dim, shape.labels
     one = PASSES[pass_]
     weight, fixed = _layer(implementation, shape, item)
-    sizes = {"x": b * d * item, "y": b * l * item, "weight": weight, "indices": fixed, "best": b * one.k * 12}
-    width = d if implementation.layout == "dense" else shape.fan_in
+    slots = math.ceil(l / implementation.topology_group_size(shape.group_size)) * shape.fan_in
+    sizes = {
+        "x": b * d * item, "y": b * l * item, "weight": weight, "indices": fixed, "best": b * one.k * 12,
+        "dw": weight, "slots": slots, "score": 4 * slots,
+    }  # fmt: skip
+    reads = (*one.reads, *implementation.needs)
+    products = one.products * _connections(implementation, shape) + (l * d if "x" in implementation.needs else 0)
     in_place = weight if one.rounding else 0
     writes = sum(sizes[name] for name in one.writes)
     return Cost(
-        useful_flops=one.products * 2 * b * l * width,
-        reads=sum(sizes[name] for name in one.reads),
+        useful_flops=2 * b * products,
+        reads=sum(sizes[name] for name in reads),
         writes=writes,
         layer_bytes=weight + fixed,
-        input_bytes=weight + fixed + sizes["x"] + (sizes["y"] if "y" in one.reads else 0),
+        input_bytes=weight + fixed + sizes["x"] + sum(sizes[name] for name in ("y", "dw", "slots") if name in reads),
         extra_bytes=writes - in_place + implementation.temporaries(shape, one.runs, item),
     )
+
+
+def _connections(implementation: Implementation, shape: Shape) -> int:
+    """Inputs that all labels read together."""
+    if implementation.layout == "dense":
+        return shape.labels * shape.dim
+    if implementation.layout == "head_tail":
+        return shape.head * shape.dim + shape.tail.labels * shape.fan_in
+    return shape.labels * shape.fan_in
 
 
 def _layer(implementation: Implementation, shape: Shape, item: int) -> tuple[int, int]:
@@ -66,6 +81,9 @@ def _layer(implementation: Implementation, shape: Shape, item: int) -> tuple[int
     if implementation.layout == "bottleneck":
         return shape.bottleneck_rank * (d + l) * item, 0
     index_bytes = 2 if d <= 2**15 else 4
+    if implementation.layout == "head_tail":
+        rest = shape.tail.labels
+        return _connections(implementation, shape) * item, math.ceil(rest / shape.group_size) * k * index_bytes
     return l * k * item, math.ceil(l / implementation.topology_group_size(shape.group_size)) * k * index_bytes
 
 

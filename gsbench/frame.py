@@ -65,6 +65,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("labels", "int", "", "L, outputs", _of_shape("labels")),
     Column("fan_in", "int", "", "K, inputs that each label reads", _of_shape("fan_in")),
     Column("group_size", "int", "labels", "G, labels that share one index set", _of_shape("group_size")),
+    Column("head_share", "float", "1", "share of the labels in a dense head; 0 where a point has none",
+           _of_shape("head_share")),
     Column("pattern", "text", "", "how the indices are drawn", lambda run, record: record.case.point.pattern),
     Column("dtype", "text", "", "of inputs, weights and outputs", lambda run, record: record.case.point.dtype),
     Column("device", "text", "", "cpu or cuda", _of_case("device")),

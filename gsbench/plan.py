@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gsbench.case import AXES, Case, Point
+from gsbench.case import AXES, SHARE_AXES, Case, Point
 from gsbench.costs import Cost, cost
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.passes import PASSES
@@ -36,17 +36,23 @@ class Plan:
 
 
 def build(suite: Suite, device: str, implementations: Sequence[Implementation], only: Sequence[str] = ()) -> Plan:
-    """Every case of the suite. Raises UserError for an unknown name or a grid above MAX_CASES, NothingMeasured if empty."""
+    """Every case of the suite that makes sense (`Implementation.belongs`).
+
+    Raises UserError for an unknown name or a grid above MAX_CASES, NothingMeasured if no case can run.
+    """
     chosen = select(implementations, suite.implementations, only)
     count = (
         suite.grid_size() * len(suite.patterns) * len(suite.dtypes) * len(suite.passes) * len(suite.modes) * len(chosen)
     )
     if count > MAX_CASES:
         raise UserError(f"this grid has {count:,} cases, over the limit of {MAX_CASES:,}; narrow it with --set or --only")
-    plan = Plan([], [])
+    plan, left_out = Plan([], []), set()
     for shape, pattern, dtype in itertools.product(_shapes(suite), suite.patterns, suite.dtypes):
         point = Point(shape, pattern, dtype)
         for pass_, mode, implementation in itertools.product(suite.passes, suite.modes, chosen):
+            if not implementation.belongs(PASSES[pass_].runs, shape):
+                left_out.add(PASSES[pass_].unsupported(implementation, shape, dtype, device) or f"it has no {pass_} pass")
+                continue
             case = Case(implementation.name, pass_, point, mode, device)
             reason = PASSES[pass_].unsupported(implementation, shape, dtype, device)
             if mode == "graph" and device != "cuda":
@@ -56,7 +62,7 @@ def build(suite: Suite, device: str, implementations: Sequence[Implementation], 
             else:
                 plan.unsupported.append((case, reason))
     if not plan.cases:
-        reasons = sorted({reason for _, reason in plan.unsupported})
+        reasons = sorted({reason for _, reason in plan.unsupported} or left_out)
         raise NothingMeasured(f"no case of this suite runs on {device}: " + "; ".join(reasons[:6]))
     return plan
 
@@ -83,14 +89,15 @@ def costs(plan: Plan, implementations: Sequence[Implementation]) -> list[tuple[C
 
 
 def _shapes(suite: Suite) -> list[Shape]:
-    shapes = [Shape(p.batch, p.dim, p.labels, p.fan_in, p.group_size) for p in suite.points]
+    shapes = [Shape(p.batch, p.dim, p.labels, p.fan_in, p.group_size, p.head_share) for p in suite.points]
     if suite.axes is not None:
-        values = [getattr(suite.axes, axis) for axis in AXES]
+        axes = (*AXES, *SHARE_AXES)
+        values = [getattr(suite.axes, axis) for axis in axes]
         if suite.grid == "cross":
             shapes += [Shape(*combination) for combination in itertools.product(*values)]
         else:
-            default = Shape(**{axis: v[0] for axis, v in zip(AXES, values, strict=True)})
+            default = Shape(**{axis: v[0] for axis, v in zip(axes, values, strict=True)})
             shapes.append(default)
-            for axis, v in zip(AXES, values, strict=True):
+            for axis, v in zip(axes, values, strict=True):
                 shapes += [replace(default, **{axis: value}) for value in v[1:]]
     return list(dict.fromkeys(shapes))

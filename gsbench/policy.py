@@ -26,10 +26,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from gsbench.case import AXES, Case
+from gsbench.case import AXES, SHARE_AXES, Case
 from gsbench.errors import UserError
 from gsbench.share import parse_share
-from gsbench.suite import PassName
+from gsbench.suite import PassName, Share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,11 +66,12 @@ class Match(BaseModel):
     labels: SIZES = None
     fan_in: SIZES = None
     group_size: SIZES = None
+    head_share: Share | None = None
 
     def matches(self, case: Case) -> bool:
         point = case.point
         values = {"pass_": case.pass_, "mode": case.mode, "dtype": point.dtype, "pattern": point.pattern}
-        values |= {axis: getattr(point.shape, axis) for axis in AXES}
+        values |= {axis: getattr(point.shape, axis) for axis in (*AXES, *SHARE_AXES)}
         wanted = {name: getattr(self, name) for name in values}
         return fnmatchcase(case.implementation, self.implementation) and all(
             want is None or want == values[name] for name, want in wanted.items()

@@ -3,6 +3,7 @@
 Schema history (the version is in every manifest and every record line):
   1  first version
   2  sm_mhz
+  3  a case may have a head_share (and its key then depends on it)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from gsbench.case import Case
 
-SCHEMA = 2
+SCHEMA = 3
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
 
 

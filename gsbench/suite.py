@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gsbench.case import AXES, MODES, PASSES
+from gsbench.case import AXES, MODES, PASSES, SHARE_AXES
 from gsbench.errors import UserError
 from gskernels.table import FLOATS
 
@@ -21,6 +21,7 @@ else:
 
 PATTERNS = ("uniform", "zipf", "clustered", "banked")
 Positive = Annotated[int, Field(strict=True, ge=1)]
+Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 if TYPE_CHECKING:
     PassName = str
 else:
@@ -38,6 +39,7 @@ class Axes(BaseModel):
     labels: list[Positive] = Field(min_length=1)
     fan_in: list[Positive] = Field(min_length=1)
     group_size: list[Positive] = Field(min_length=1)
+    head_share: list[Share] = Field(default=[0.0], min_length=1, description="share of the labels in a dense head")
 
 
 class NamedPoint(BaseModel):
@@ -51,6 +53,7 @@ class NamedPoint(BaseModel):
     labels: Positive
     fan_in: Positive
     group_size: Positive
+    head_share: Share = 0.0
 
 
 class TimingSettings(BaseModel):
@@ -100,7 +103,7 @@ class Suite(BaseModel):
         """Number of points, counted without listing them."""
         if self.axes is None:
             return len(self.points)
-        lengths = [len(getattr(self.axes, axis)) for axis in AXES]
+        lengths = [len(getattr(self.axes, axis)) for axis in (*AXES, *SHARE_AXES)]
         grid = math.prod(lengths) if self.grid == "cross" else 1 + sum(n - 1 for n in lengths)
         return len(self.points) + grid
 
@@ -228,6 +231,8 @@ def _override(data: dict[str, Any], text: str) -> None:
         raise UserError(f"--set {text!r}: write KEY=VALUE or KEY=V1,V2, such as --set batch=64,256")
     if key in AXES:
         data.setdefault("axes", {})[key] = _numbers(text, items, int)
+    elif key in SHARE_AXES:
+        data.setdefault("axes", {})[key] = _numbers(text, items, float)
     elif key in _LISTS:
         unknown = [v for v in items if v not in _LISTS[key]]
         if unknown:
@@ -238,7 +243,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     elif key.startswith("timing.") and timing in TimingSettings.model_fields:
         data.setdefault("timing", {})[timing] = _numbers(text, items, float)[0]
     else:
-        known = [*AXES, *_SINGULAR, "grid", *(f"timing.{name}" for name in TimingSettings.model_fields)]
+        known = [*AXES, *SHARE_AXES, *_SINGULAR, "grid", *(f"timing.{name}" for name in TimingSettings.model_fields)]
         raise UserError(f"--set {text!r}: unknown key {key!r}; known: {', '.join(known)}")
 
 

@@ -20,6 +20,7 @@ SHAPES = (
     Shape(33, 100, 1003, 33, 16),  # nothing divides; ragged last group
     Shape(16, 384, 515, 100, 1),  # per-label lists
     Shape(7, 96, 300, 96, 300),  # one group; every input read
+    Shape(9, 64, 1003, 16, 8, head_share=0.1),  # a dense head; head-tail layers alone
 )
 SEEDS = (0, 1)
 
@@ -44,6 +45,9 @@ def verify_all(device: torch.device, implementations: Sequence[Implementation], 
             operands = Operands(point, device, SEEDS[0])
             for implementation in implementations:
                 for pass_ in PASSES:
+                    other = shape.head > 0 and implementation.layout != "head_tail"
+                    if other or not implementation.belongs(PASSES[pass_].runs, shape):
+                        continue
                     reason = PASSES[pass_].unsupported(implementation, shape, dtype, device.type)
                     if reason is not None:
                         yield Result(implementation.name, pass_, point, "unsupported", reason)

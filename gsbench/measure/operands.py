@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from gsbench.case import Point
-from gsbench.passes import PASSES, Pass
+from gsbench.passes import DROPPED, PASSES, Pass
 from gskernels import ops, ranking, steps
 from gskernels.layer import Layer
 from gskernels.optim import Update
 from gskernels.positives import Positives
+from gskernels.rewire import drop_per_group
 from gskernels.steps import Targets
-from gskernels.table import STEP, TOPK, Implementation
+from gskernels.table import GROW, SCORE, STEP, TOPK, Implementation
 from gskernels.topology import PATTERNS, GroupTopology
 
 DTYPES = {name: dtype for dtype, name in ops.DTYPES.items()}
@@ -30,7 +31,8 @@ IDLE_RATE = 1e-30  # not 0, with which a BLAS library leaves a product out
 
 
 class Operands:
-    """x [B, D], grad_out [B, L], lists of positives, and one layer a kind (dense, bottleneck, masked, sparse by group size).
+    """x [B, D], grad_out [B, L], lists of positives, slots that a rewiring drops, and one layer a kind (dense, bottleneck,
+    masked, sparse by group size, head-tail).
 
     Values are standard normal, weights scaled by 1/sqrt(inputs): random, never zeros, since constant data runs
     measurably faster on real GPUs. What a pass does not ask for is never made. `refill(seed)` draws new values in place
@@ -48,14 +50,17 @@ class Operands:
         self.updating = True
         self._grad_out: Tensor | None = None
         self._targets: Targets | None = None
+        self._dropped: Tensor | None = None
         self._layers: dict[str, Layer] = {}
         self._weights: dict[str, Tensor] = {}
-        self._topologies: dict[int, GroupTopology] = {}
+        self._topologies: dict[tuple[int, int], GroupTopology] = {}
         self.refill(seed)
 
     def kind(self, implementation: Implementation) -> str:
-        """Implementations of one kind compute the same function of the same operands."""
-        if implementation.layout in ("sparse", "masked"):
+        """Implementations of one kind compute the same function of the same operands; each rule one of its own."""
+        if implementation.layout == "rules":
+            return implementation.name
+        if implementation.layout in ("sparse", "masked", "head_tail"):
             group = implementation.topology_group_size(self.point.shape.group_size)
             return f"{implementation.layout}/{group}"
         return implementation.layout
@@ -66,16 +71,19 @@ class Operands:
         if kind not in self._layers:
             s = self.point.shape
             rows: dict[str, tuple[int, int]] = {
-                "dense": (s.labels, s.dim), "masked": (s.labels, s.dim), "sparse": (s.labels, s.fan_in),
-                "bottleneck": (s.labels, s.bottleneck_rank),
+                "dense": (s.labels, s.dim), "sparse": (s.labels, s.fan_in), "bottleneck": (s.labels, s.bottleneck_rank),
+                "head_tail": (s.tail.labels, s.fan_in),
             }  # fmt: skip
-            topology = down = None
-            if implementation.layout in ("sparse", "masked"):
-                topology = self._topology(implementation.topology_group_size(s.group_size))
+            topology = down = head = None
+            if implementation.layout not in ("dense", "bottleneck"):
+                labels = s.tail.labels if implementation.layout == "head_tail" else s.labels
+                topology = self._topology(labels, implementation.topology_group_size(s.group_size))
             if implementation.layout == "bottleneck":
                 down = self._weight("down", (s.bottleneck_rank, s.dim))
-            name = "dense" if implementation.layout == "masked" else implementation.layout
-            self._layers[kind] = Layer(self._weight(name, rows[implementation.layout]), topology, down)
+            if implementation.layout == "head_tail":
+                head = self._weight("head", (s.head, s.dim))
+            name = {"masked": "dense", "rules": "sparse"}.get(implementation.layout, implementation.layout)
+            self._layers[kind] = Layer(self._weight(name, rows[name]), topology, down, head=head)
         return self._layers[kind]
 
     @property
@@ -98,6 +106,21 @@ class Operands:
             self._targets = Targets(Positives(pointers, labels[kept]))
         return self._targets
 
+    @property
+    def weight_gradient(self) -> Tensor:
+        """[L, K]: of the sparse layer's weights."""
+        s = self.point.shape
+        return self._weight("gradient", (s.labels, s.fan_in))
+
+    @property
+    def dropped(self) -> Tensor:
+        """[groups, K] bool: the share DROPPED of each group's slots."""
+        if self._dropped is None:
+            topology = self._topology(self.point.shape.labels, self.point.shape.group_size)
+            score = torch.rand(topology.indices.shape, generator=self._generator, device=self.device)
+            self._dropped = drop_per_group(score, DROPPED)
+        return self._dropped
+
     def update(self, one: Pass) -> Update | None:
         """What a step of that pass does to each parameter; None where it returns gradients."""
         if not one.rounding:
@@ -109,7 +132,7 @@ class Operands:
     def refill(self, seed: int) -> None:
         """New random values everywhere, in place."""
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._targets = None
+        self._targets = self._dropped = None
         for tensor in (self.x, self._grad_out):
             if tensor is not None:
                 tensor.normal_(generator=self._generator)
@@ -121,11 +144,11 @@ class Operands:
         twin = Operands.__new__(Operands)
         twin.point, twin.device = self.point, self.device
         twin._generator = self._generator
-        twin.updating, twin._targets = self.updating, self._targets
+        twin.updating, twin._targets, twin._dropped = self.updating, self._targets, self._dropped
         twin.x, twin._grad_out = self.x.clone(), None if self._grad_out is None else self._grad_out.clone()
         twin._weights = {name: weight.clone() for name, weight in self._weights.items()}
         twin._topologies = {
-            group: GroupTopology(t.indices.clone(), t.labels, t.dim, t.group_size) for group, t in self._topologies.items()
+            sizes: GroupTopology(t.indices.clone(), t.labels, t.dim, t.group_size) for sizes, t in self._topologies.items()
         }
         twin._layers = {}
         return twin
@@ -136,14 +159,13 @@ class Operands:
             self._weights[name] = weight.normal_(0, 1 / math.sqrt(shape[1]), generator=self._generator)
         return self._weights[name]
 
-    def _topology(self, group_size: int) -> GroupTopology:
-        if group_size not in self._topologies:
+    def _topology(self, labels: int, group_size: int) -> GroupTopology:
+        sizes = labels, group_size
+        if sizes not in self._topologies:
             s = self.point.shape
-            drawn = PATTERNS[self.point.pattern](
-                s.labels, s.dim, s.fan_in, group_size, seed=TOPOLOGY_SEED, device=self.device
-            )
-            self._topologies[group_size] = drawn
-        return self._topologies[group_size]
+            drawn = PATTERNS[self.point.pattern](labels, s.dim, s.fan_in, group_size, seed=TOPOLOGY_SEED, device=self.device)
+            self._topologies[sizes] = drawn
+        return self._topologies[sizes]
 
 
 def bind(implementation: Implementation, pass_: str, operands: Operands) -> Call:
@@ -159,6 +181,14 @@ def bind(implementation: Implementation, pass_: str, operands: Operands) -> Call
         return _bind_step(module, one, operands, layer, options)
     if one.runs == TOPK:
         return lambda: ranking.run(module, x, layer, one.k, ties=False, **options)
+    if one.runs == SCORE:
+        gradient = operands.weight_gradient if "dw" in implementation.needs else None
+        return lambda: (module.score_slots(layer.weight, layer.sparse, grad=gradient, **options),)
+    if one.runs == GROW:
+        dropped = operands.dropped
+        if implementation.needs:
+            options |= {"x": x, "grad_out": operands.grad_out}
+        return lambda: (module.grow(layer.sparse, dropped, seed=TOPOLOGY_SEED, **options).indices,)
     if pass_ == "forward":
         return lambda: (module.forward(x, layer, **options),)
     grad_out = operands.grad_out
@@ -176,16 +206,22 @@ def bind(implementation: Implementation, pass_: str, operands: Operands) -> Call
 
 
 def _bind_step(module: ModuleType, one: Pass, operands: Operands, layer: Layer, options: dict[str, Any]) -> Call:
-    """Returns (loss, dx, ...): the gradients, or the parameters after their update."""
+    """Returns (loss, dx, ...): the gradients, or the parameters after their update.
+
+    A module that parts the targets (a head-tail layer's) does so here, as one that loads them would.
+    """
     x, targets = operands.x, operands.targets
+    if hasattr(module, "parted"):
+        options["parts"] = module.parted(layer, targets)
 
     def call() -> Outputs:
         update, mine = operands.update(one), layer
         if update is None:
             return tuple(t for t in steps.run(module, x, layer, targets, {}, **options) if t is not None)
+        parameters = {name: p for name in ("weight", "down", "head") if (p := getattr(layer, name)) is not None}
         if operands.updating:
-            mine = replace(layer, weight=layer.weight.clone(), down=None if layer.down is None else layer.down.clone())
-        parameters = {"weight": mine.weight} if mine.down is None else {"weight": mine.weight, "down": mine.down}
+            parameters = {name: parameter.clone() for name, parameter in parameters.items()}
+            mine = replace(layer, **parameters)
         got = steps.run(module, x, mine, targets, dict.fromkeys(parameters, update), **options)
         return (got.loss, got.dx, *parameters.values())
 

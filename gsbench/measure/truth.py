@@ -11,16 +11,33 @@ from gsbench.measure.operands import Operands
 from gsbench.passes import Pass
 from gskernels import oracle
 from gskernels.layer import Layer
-from gskernels.table import STEP
+from gskernels.table import SCORE, STEP, Implementation
 
 Named = dict[str, Tensor]
 
 
-def chunk(one: Pass, operands: Operands, part: Layer, start: int, stop: int, dtype: torch.dtype) -> Named:
-    """The outputs of labels [start, stop), whose layer is `part`, by name: per label, or the chunk's share of a sum.
+def chunk(
+    one: Pass, operands: Operands, implementation: Implementation, start: int, stop: int, dtype: torch.dtype
+) -> Named:  # fmt: skip
+    """The outputs of labels [start, stop) by name: per label, or the chunk's share of a sum.
 
-    dtype: float64 for the truth, that of the operands for the plain torch reference. Not for topk.
+    dtype: float64 for the truth, that of the operands for the plain torch reference. Not for topk and grow.
     """
+    layer = operands.layer(implementation)
+    part, in_head = layer.rows(start, stop), stop <= layer.head_labels
+    if one.runs == SCORE:
+        rule, dtype = implementation.options["rule"], torch.promote_types(dtype, torch.float32)
+        gradient = operands.weight_gradient[start:stop].to(dtype) if "dw" in implementation.needs else None
+        score = oracle.slot_scores(part.weight.to(dtype), part.sparse.group_size, gradient, rule == "max_weight")
+        return {"score": score}
+    found = _of_layer(one, operands, part, start, stop, dtype)
+    return {_IN_HEAD.get(name, name) if in_head else name: value for name, value in found.items()}
+
+
+_IN_HEAD = {"dw": "d_head", "weight": "head"}
+
+
+def _of_layer(one: Pass, operands: Operands, part: Layer, start: int, stop: int, dtype: torch.dtype) -> Named:
     if one.runs != STEP:
         grad_out = operands.grad_out[:, start:stop] if "y" in one.reads else operands.x
         return dict(zip(one.outputs, oracle.outputs(one.runs, operands.x, grad_out, part, dtype=dtype), strict=False))

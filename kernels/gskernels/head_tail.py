@@ -29,8 +29,8 @@ SCHEMA = (
 )
 
 
-class _Inputs(NamedTuple):
-    """The operands of both operators, in the order of their schemas."""
+class Inputs(NamedTuple):
+    """The operands of `forward`, `backward` and both operators, in the order of the operators' schemas."""
 
     x: Tensor  # [B, D]
     head_weight: Tensor  # [H, Dh]
@@ -99,43 +99,51 @@ class _Inputs(NamedTuple):
         return grad_out[:, at] if self.label_order is None else grad_out.index_select(1, self.label_order[at])
 
 
-@torch.library.custom_op("gskernels::head_tail", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
-def _forward(*operands: Any) -> Tensor:
-    inputs = _Inputs(*operands)
+def forward(inputs: Inputs) -> Tensor:
+    """[B, L]: the logits, piece by piece."""
     head_x, tail_x = inputs.features()
     y = inputs.x.new_empty(inputs.x.shape[0], inputs.labels)
-    with without_autocast(inputs.x):
-        for labels in inputs.head_pieces():
-            bias = None if inputs.head_bias is None else inputs.head_bias[labels]
-            inputs.put(y, 0, labels, F.linear(head_x, inputs.head_weight[labels], bias))
-        for labels, layer in inputs.tail_pieces():
-            chosen = implementation_for(inputs.implementation, FORWARD, tail_x, layer)
-            inputs.put(y, inputs.head, labels, chosen.load().forward(tail_x, layer, **chosen.options))
+    for labels in inputs.head_pieces():
+        bias = None if inputs.head_bias is None else inputs.head_bias[labels]
+        inputs.put(y, 0, labels, F.linear(head_x, inputs.head_weight[labels], bias))
+    for labels, layer in inputs.tail_pieces():
+        chosen = implementation_for(inputs.implementation, FORWARD, tail_x, layer)
+        inputs.put(y, inputs.head, labels, chosen.load().forward(tail_x, layer, **chosen.options))
     return y
+
+
+def backward(grad_out: Tensor, wanted: list[bool], inputs: Inputs) -> list[Tensor]:
+    """dx and the gradients of the weights and biases of head and tail, empty where not wanted. Pieces of dx are
+    summed in fp32."""
+    gradients = _new_gradients(inputs, wanted, torch.float32)
+    _head_backward(grad_out, inputs, wanted, gradients)
+    _tail_backward(grad_out, inputs, wanted, gradients)
+    return [gradients[0].to(inputs.x.dtype), *gradients[1:]]
+
+
+@torch.library.custom_op("gskernels::head_tail", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
+def _forward(*operands: Any) -> Tensor:
+    inputs = Inputs(*operands)
+    with without_autocast(inputs.x):
+        return forward(inputs)
 
 
 @torch.library.custom_op(
     "gskernels::head_tail_backward", mutates_args=(), schema=f"(Tensor grad_out, bool[] wanted, {SCHEMA}) -> Tensor[]"
 )
 def _backward(grad_out: Tensor, wanted: list[bool], *operands: Any) -> list[Tensor]:
-    """dx and the gradients of the weights and biases of head and tail, empty where not wanted. Pieces of dx are
-    summed in fp32."""
-    inputs = _Inputs(*operands)
-    gradients = _new_gradients(inputs, wanted, torch.float32)
     with without_autocast(grad_out):
-        _head_backward(grad_out, inputs, wanted, gradients)
-        _tail_backward(grad_out, inputs, wanted, gradients)
-    return [gradients[0].to(inputs.x.dtype), *gradients[1:]]
+        return backward(grad_out, wanted, Inputs(*operands))
 
 
-def _new_gradients(inputs: _Inputs, wanted: list[bool], sums: torch.dtype) -> list[Tensor]:
+def _new_gradients(inputs: Inputs, wanted: list[bool], sums: torch.dtype) -> list[Tensor]:
     x, tail = inputs.x, inputs.labels - inputs.head
     shapes = (x.shape, inputs.head_weight.shape, inputs.tail_weight.shape, (inputs.head,), (tail,))
     new = [x.new_empty(shape if wants else (0,)) for shape, wants in zip(shapes[1:], wanted[1:], strict=True)]
     return [x.new_zeros(x.shape if wanted[0] else (0,), dtype=sums), *new]
 
 
-def _head_backward(grad_out: Tensor, inputs: _Inputs, wanted: list[bool], gradients: list[Tensor]) -> None:
+def _head_backward(grad_out: Tensor, inputs: Inputs, wanted: list[bool], gradients: list[Tensor]) -> None:
     if not (wanted[0] or wanted[1] or wanted[3]):
         return
     x, weight = inputs.features()[0], inputs.head_weight
@@ -150,7 +158,7 @@ def _head_backward(grad_out: Tensor, inputs: _Inputs, wanted: list[bool], gradie
         del grad  # before the next one is taken
 
 
-def _tail_backward(grad_out: Tensor, inputs: _Inputs, wanted: list[bool], gradients: list[Tensor]) -> None:
+def _tail_backward(grad_out: Tensor, inputs: Inputs, wanted: list[bool], gradients: list[Tensor]) -> None:
     if not (wanted[0] or wanted[2] or wanted[4]):
         return
     x, start = inputs.features()[1], inputs.x.shape[1] - inputs.tail_dim
@@ -174,13 +182,13 @@ def _tail_backward(grad_out: Tensor, inputs: _Inputs, wanted: list[bool], gradie
 
 @_forward.register_fake
 def _(*operands: Any) -> Tensor:
-    inputs = _Inputs(*operands)
+    inputs = Inputs(*operands)
     return inputs.x.new_empty(inputs.x.shape[0], inputs.labels)
 
 
 @_backward.register_fake
 def _(grad_out: Tensor, wanted: list[bool], *operands: Any) -> list[Tensor]:
-    inputs = _Inputs(*operands)
+    inputs = Inputs(*operands)
     return _new_gradients(inputs, wanted, inputs.x.dtype)
 
 

@@ -34,6 +34,8 @@ def dense_weight(layer: Layer, dtype: torch.dtype = torch.float64) -> Tensor:
         return weight @ layer.down.to(dtype)
     if layer.topology is None:
         return weight
+    if layer.head is not None:
+        return torch.cat([layer.head.to(dtype), layer.topology.to_dense(weight)])
     if is_masked(layer):
         return weight * layer.topology.mask()
     return layer.topology.to_dense(weight)
@@ -61,8 +63,8 @@ def outputs(
     - ``forward``: (y [B, L],)
     - ``grad_input``: (dx [B, D],)
     - ``grad_weight``: (dw in the shape of layer.weight,): [L, D] dense, [L, D] with zeros outside of the mask,
-      [L, K] sparse, [L, r] bottleneck
-    - ``backward``: (dx, dw), and the gradient of `down` [r, D] after them for a bottleneck
+      [L, K] sparse, [L, r] bottleneck, [L - H, K] head-tail
+    - ``backward``: (dx, dw), and after them the gradient of `down` [r, D] or `head` [H, D] for a layer that has it
     - ``grad_bias``: (db [L],)
 
     Raises ValueError for another pass.
@@ -77,6 +79,8 @@ def outputs(
         return (_grad_weight(x, grad_out, layer),)
     if pass_ == BACKWARD:
         gradients = (grad_out @ dense_weight(layer, dtype), _grad_weight(x, grad_out, layer))
+        if layer.head is not None:
+            return (*gradients, grad_out[:, : layer.head_labels].t() @ x)
         if layer.down is None:
             return gradients
         return (*gradients, (grad_out @ layer.weight.to(dtype)).t() @ x)
@@ -88,7 +92,7 @@ def outputs(
 def _grad_weight(x: Tensor, grad_out: Tensor, layer: Layer) -> Tensor:
     if layer.down is not None:
         return grad_out.t() @ (x @ layer.down.to(x.dtype).t())
-    full = grad_out.t() @ x
+    full = grad_out[:, layer.head_labels :].t() @ x
     if layer.topology is None:
         return full
     if is_masked(layer):
@@ -110,7 +114,25 @@ def step(x: Tensor, layer: Layer, targets: Targets, dtype: torch.dtype = torch.f
     dz = (sign * slope * weight).to(dtype)
     dx, dw, *rest = outputs(BACKWARD, x, dz, layer, dtype)
     db = None if layer.bias is None else outputs(GRAD_BIAS, x, dz, layer, dtype)[0]
-    return Outcome((each * weight).sum(), dx, dw, db, *rest)
+    last = {"d_down" if layer.head is None else "d_head": one for one in rest}
+    return Outcome((each * weight).sum(), dx, dw, db, **last)
+
+
+def slot_scores(weight: Tensor, group_size: int, grad: Tensor | None, largest: bool) -> Tensor:
+    """[groups, K] of weights [L, K]: the largest or mean \\|w\\| of a group's labels, or \\|w * grad\\|."""
+    value = (weight if grad is None else weight * grad).abs()
+    group = torch.arange(len(weight), device=weight.device) // group_size
+    empty = value.new_zeros(-(-len(weight) // group_size), weight.shape[1])
+    if largest:
+        return empty.scatter_reduce(0, group[:, None].expand_as(value), value, "amax")
+    return empty.index_add(0, group, value) / group.bincount()[:, None]
+
+
+def gradient_norms(x: Tensor, grad_out: Tensor, group_size: int) -> Tensor:
+    """[groups, D] of x [B, D] and grad_out [B, L]: the 2-norm of each input's gradients over the labels of a group."""
+    square = (grad_out.t() @ x).square()
+    group = torch.arange(len(square), device=x.device) // group_size
+    return square.new_zeros(-(-len(square) // group_size), x.shape[1]).index_add(0, group, square).sqrt()
 
 
 def updated(weight: Tensor, grad: Tensor, update: Update) -> tuple[Tensor, Tensor | None]:

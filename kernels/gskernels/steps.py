@@ -32,10 +32,13 @@ from gskernels.optim import Update
 from gskernels.positives import Positives, check_lists, check_tensors
 from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, Shape, find
 
-Updates = Mapping[str, Update]  # by the name of the parameter in Layer: "weight", "bias", "down"
-PARAMETERS = ("weight", "bias", "down")
+Updates = Mapping[str, Update]  # by the name of the parameter in Layer: one of PARAMETERS
+PARAMETERS = ("weight", "bias", "down", "head")
 # By layout, and for a sparse one by (type of device, whether labels share lists): the first that can run.
-DEFAULTS = {"dense": ("dense/chunked",), "bottleneck": ("bottleneck/chunked",), "masked": ("masked_dense/torch",)}
+DEFAULTS = {
+    "dense": ("dense/chunked",), "bottleneck": ("bottleneck/chunked",), "masked": ("masked_dense/torch",),
+    "head_tail": ("head_tail/triton", "head_tail/torch"),
+}  # fmt: skip
 SPARSE = {**PREFERENCE, ("cuda", True): ("group_shared/triton", "group_shared/cuda", "group_shared/torch")}
 
 
@@ -65,6 +68,7 @@ class Outcome(NamedTuple):
     dw: Tensor | None = None  # shape and dtype of layer.weight
     db: Tensor | None = None  # [L], the dtype of layer.bias
     d_down: Tensor | None = None  # [r, D]
+    d_head: Tensor | None = None  # [H, D]
 
 
 def step(
@@ -79,7 +83,7 @@ def step(
         x: [B, D] in the dtype of the layer; B may be 0.
         layer: any layout.
         targets: lists of positives, the loss, label weights.
-        updates: by name of the parameter: "weight", "bias", "down".
+        updates: by name of the parameter: one of `PARAMETERS`.
         implementation: of `gskernels.IMPLEMENTATIONS`, one for the layout of the layer; by default the fastest.
         guard: leave every parameter and its state as they are where the loss is not finite. Costs a second forward where
             the logits are not stored.
@@ -104,7 +108,7 @@ def pick(pass_: str, x: Tensor, layer: Layer, implementation: str | None) -> Imp
     topology, rank = layer.topology, layer.weight.shape[1]
     fan_in = rank if topology is None else topology.fan_in
     group_size = 1 if topology is None else topology.group_size
-    shape = Shape(len(x), x.shape[1], layer.labels, fan_in, group_size)
+    shape = Shape(len(x), x.shape[1], layer.labels, fan_in, group_size, layer.head_labels / max(1, layer.labels))
     layout = layout_of(layer)
     known = [i for i in IMPLEMENTATIONS if i.layout == layout and pass_ in i.passes]
     if implementation is None:
@@ -130,6 +134,8 @@ def layout_of(layer: Layer) -> str:
         return "bottleneck"
     if layer.topology is None:
         return "dense"
+    if layer.head is not None:
+        return "head_tail"
     masked = layer.weight.shape[1] == layer.topology.dim != layer.topology.fan_in
     return "masked" if masked else "sparse"
 
@@ -150,7 +156,7 @@ def unfused(
         dx = module.grad_input(grad, layer, **options)
         gradients = [module.grad_weight(grad, x, layer, **kept, **options)]
     db = None if layer.bias is None else grad.sum(0, dtype=torch.float32)
-    found = {"weight": gradients[0], "bias": db, "down": gradients[1] if len(gradients) > 1 else None}
+    found = {"weight": gradients[0], "bias": db, "down" if layer.head is None else "head": (*gradients, None)[1]}
     return finish(loss, dx, layer, found, updates, guard)
 
 
@@ -170,7 +176,7 @@ def finish(
             left[name] = None
             if sound:
                 updates[name].apply(parameter, gradient)
-    return Outcome(loss, dx, left["weight"], left["bias"], left["down"])
+    return Outcome(loss, dx, left["weight"], left["bias"], left["down"], left["head"])
 
 
 def run(
@@ -227,7 +233,9 @@ def check_activations(x: Tensor, layer: Layer) -> None:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
     if layer.topology is not None and layer.topology.device != x.device:
         raise ValueError(f"topology must be on the device of x, {x.device}, got {layer.topology.device}")
-    if layer.topology is not None and layer.topology.labels != layer.labels:
-        raise ValueError(f"weight has {layer.labels} labels, the topology {layer.topology.labels}")
+    if layer.topology is not None and layer.topology.labels != len(layer.weight):
+        raise ValueError(f"weight has {len(layer.weight)} labels, the topology {layer.topology.labels}")
+    if layer.head is not None and (layer.topology is None or layer.head.dim() != 2 or layer.head.shape[1] != dim):
+        raise ValueError(f"head must be [H, {dim}], before a tail with a topology, got {list(layer.head.shape)}")
     if layer.bias is not None and tuple(layer.bias.shape) != (layer.labels,):
         raise ValueError(f"bias must be [{layer.labels}], got {list(layer.bias.shape)}")

@@ -9,6 +9,9 @@ An implementation's module (imported on first use) defines, for ``layer: gskerne
     step(x, layer, targets, updates, guard)       optional, as in `gskernels.steps`; without it, forward and backward
     topk(x, layer, k, exclude, ties)              optional, as in `gskernels.ranking`; without it, forward and torch.topk
 
+A head-tail layer has the gradient of `layer.head` after dw, a bottleneck that of `layer.down`. Rules of rewiring (layout
+"rules") are measured like layers, by the functions score_slots and grow of `gskernels.rewire`.
+
 All tensors are row-major contiguous and share one dtype; sums accumulate in fp32. `Implementation.options`
 are passed on as keywords.
 """
@@ -18,30 +21,44 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
+from gskernels import models
 from gskernels.routes import aligned_rows, chunk_labels, takes_dense
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
 STEP, TOPK = "step", "topk"
+SCORE, GROW = "score", "grow"
 LINEAR_PASSES = (FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD)
-ALL_PASSES = (*LINEAR_PASSES, STEP, TOPK)
+ALL_PASSES = (*LINEAR_PASSES, STEP, TOPK)  # of a layer
 USES = {STEP: (FORWARD, BACKWARD), TOPK: (FORWARD,)}  # where a module has none of its own
+RULE_PASSES = (SCORE, GROW)  # of a rewiring
 FLOATS = ("fp32", "fp16", "bf16")
-Layout = Literal["dense", "bottleneck", "masked", "sparse"]
+Layout = Literal["dense", "bottleneck", "masked", "sparse", "head_tail", "rules"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One point of the sweep axes: B, D, L, K, G."""
+    """One point of the sweep axes: B, D, L, K, G, and the share of the labels in a dense head."""
 
     batch: int
     dim: int
     labels: int
     fan_in: int
     group_size: int
+    head_share: float = 0.0
+
+    @property
+    def head(self) -> int:
+        """H, the labels of the head; only head-tail layers have one."""
+        return round(self.head_share * self.labels)
+
+    @property
+    def tail(self) -> Shape:
+        """Of the layer over the other labels."""
+        return replace(self, labels=self.labels - self.head, head_share=0.0)
 
     @property
     def bottleneck_rank(self) -> int:
@@ -67,10 +84,10 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs, of the passes in LINEAR_PASSES; fused: the same of step and topk, where
-    the module has a step of its own (without it: what forward and backward need, and the logits). tuned: whether a
-    measurement decides something of it, its configuration (`gskernels.tune`) or where it is the default
-    (`gskernels.dispatch`).
+    modelled bytes of temporaries beside the outputs; fused: the same of step and topk, where the module has a step of its own
+    (without it: what forward and backward need, and the logits). tuned: whether a measurement decides something of it, its
+    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`). needs: of a rule, what it reads
+    beside weights and lists: "dw", or "x" and "y".
     """
 
     name: str
@@ -85,6 +102,7 @@ class Implementation:
     fused: Workspace | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tuned: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -97,6 +115,12 @@ class Implementation:
     def topology_group_size(self, group_size: int) -> int:
         """Labels that share an index list here: per-label families have groups of one."""
         return 1 if self.family == "fixed_fan_in" else group_size
+
+    def belongs(self, pass_: str, shape: Shape) -> bool:
+        """Whether the case makes sense: a rule has its own pass, and no layer has that; a head-tail layer needs a head."""
+        if self.layout == "rules" or pass_ in RULE_PASSES:
+            return pass_ in self.passes
+        return self.layout != "head_tail" or shape.head > 0
 
     def unsupported(self, shape: Shape, pass_: str, dtype: str, device: str) -> str | None:
         """Why this case cannot run, in words, or None if it can."""
@@ -114,7 +138,7 @@ class Implementation:
 
     def temporaries(self, shape: Shape, pass_: str, item: int) -> int:
         """Modelled bytes beside the outputs of one call."""
-        if pass_ in LINEAR_PASSES:
+        if pass_ not in (STEP, TOPK):
             return self.workspace(shape, pass_, item)
         if self.fused is not None:
             return self.fused(shape, pass_, item)
@@ -250,6 +274,22 @@ def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
     return 2 * min(64 << 20, 8 * tiles * shape.batch) + shape.batch * shape.dim * item
 
 
+def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Implementation:
+    tail = f"group_shared/{backend}"
+    memory = models.beside_head(_chunked_fused, lambda shape, pass_, item: find(tail).temporaries(shape, pass_, item))
+    return Implementation(
+        f"head_tail/{backend}", "gskernels.head_tail_passes", "head_tail", summary, devices,
+        passes=(FORWARD, BACKWARD, STEP, TOPK), limit=models.head_limit, workspace=memory, fused=memory, options={"tail": tail},
+    )  # fmt: skip
+
+
+def _rule(pass_: str, rule: str, summary: str, needs: tuple[str, ...] = ()) -> Implementation:
+    return Implementation(
+        f"rewire/{rule}", "gskernels.rewire", "rules", summary, passes=(pass_,), needs=needs, options={"rule": rule},
+        limit=models.growth_limit if pass_ == GROW else no_limit, workspace=models.growth(needs) if pass_ == GROW else models.score,
+    )  # fmt: skip
+
+
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("dense/torch", "gskernels.dense", "dense", "full matrix, cuBLAS / MKL"),
     Implementation("dense/chunked", "gskernels.chunked", "dense",
@@ -294,6 +334,16 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     Implementation("group_shared/apart", "gskernels.group_shared.apart", "sparse",
                    "one gradient after the other, each by what is fastest for it", devices=("cuda",), passes=(BACKWARD,),
                    workspace=_apart_workspace),
+    _head_tail("torch", "dense head over the first labels, group_shared/torch over the others, one buffer of logits"),
+    _head_tail("triton", "the same with group_shared/triton; step and topk store no logits of all labels", ("cuda",)),
+    _head_tail("cuda", "the same with group_shared/cuda", ("cuda",)),
+    _rule(SCORE, "mean_weight", "what a slot is worth: mean of |w| over the group's labels (SET, RigL)"),
+    _rule(SCORE, "max_weight", "what a slot is worth: the largest |w|"),
+    _rule(SCORE, "weight_gradient", "what a slot is worth: mean of |w * grad|", needs=("dw",)),
+    _rule(GROW, "random", "grows any input that is not read (SET)"),
+    _rule(GROW, "banked_random", "the same, with residues mod 8 kept"),
+    _rule(GROW, "gradient", "grows by the group norm of the dense gradient, in chunks of labels (RigL)", needs=("x", "y")),
+    _rule(GROW, "banked_gradient", "the same, with residues mod 8 kept", needs=("x", "y")),
 )
 
 

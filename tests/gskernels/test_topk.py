@@ -15,7 +15,7 @@ from gskernels.layer import Layer
 from gskernels.positives import Positives
 from gskernels.ranking import best_of, topk
 from gskernels.table import IMPLEMENTATIONS, TOPK, Implementation
-from tests.gskernels.test_implementations import DTYPES, SHAPES, make_layer
+from tests.gskernels.test_implementations import DTYPES, SHAPES, fitting, make_layer
 from tests.gskernels.test_step import draw_targets
 
 NAMES = ("odd everything", "past a tile", "empty batch", "one label", "one row, ragged")
@@ -31,7 +31,7 @@ def exact(implementation: Implementation, name: str, dtype: str, device: str) ->
     layer = make_layer(implementation, shape, dtype, device)
     generator = torch.Generator().manual_seed(2)
     x = torch.randint(-1, 2, (shape.batch, shape.dim), generator=generator).to(device, DTYPES[dtype])
-    for tensor in (layer.weight, layer.bias, layer.down):
+    for tensor in (layer.weight, layer.bias, layer.down, layer.head):
         if tensor is not None:
             tensor.copy_(torch.randint(-1, 2, tensor.shape, generator=generator))
     return x, layer
@@ -42,7 +42,7 @@ def exact(implementation: Implementation, name: str, dtype: str, device: str) ->
 @pytest.mark.parametrize(("implementation", "device"), EVERY)
 def test_ties_and_exclusions(implementation: Implementation, device: str, dtype: str, name: str) -> None:
     shape = SHAPES[name]
-    reason = implementation.unsupported(shape, TOPK, dtype, device)
+    reason = implementation.unsupported(fitting(implementation, shape), TOPK, dtype, device)
     if reason is not None:
         pytest.skip(reason)
     x, layer = exact(implementation, name, dtype, device)
