@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gsbench.case import AXES, PASSES, Case
+from gsbench.case import AXES, PASSES, SHARE_AXES, Case
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.frame import latest
 from gsbench.plan import Plan, build, select
@@ -48,10 +48,10 @@ def one_point(suite: Suite, where: Where, passes: Sequence[str], source: str) ->
         known = f"its points are {', '.join(names)}" if names else "it has none"
         raise UserError(f"--at point={wanted}: {source} has no such point; {known}")
     if suite.axes is not None and wanted is None:
-        start = {axis: getattr(suite.axes, axis)[0] for axis in AXES}
+        start = {axis: getattr(suite.axes, axis)[0] for axis in (*AXES, *SHARE_AXES)}
     else:
         chosen = suite.points[names.index(str(wanted)) if wanted is not None else 0]
-        start = {axis: getattr(chosen, axis) for axis in AXES}
+        start = {axis: getattr(chosen, axis) for axis in (*AXES, *SHARE_AXES)}
     axes = {axis: [where.get(axis, value)] for axis, value in start.items()}
     data: dict[str, Any] = suite.model_dump(mode="json") | {
         "axes": axes, "points": [], "grid": "star", "modes": ["cold"], "passes": list(passes or suite.passes),

@@ -51,16 +51,17 @@ class _Operands(Operands):
         pointers, labels = (torch.empty(n, dtype=torch.int64, device=_DEVICE) for n in (s.batch + 1, 5 * s.batch))
         self._targets = Targets(Positives(pointers, labels))
         self._grad_out = torch.empty(s.batch, s.labels, dtype=DTYPES[point.dtype], device=_DEVICE)
+        self._dropped = torch.empty(math.ceil(s.labels / s.group_size), s.fan_in, dtype=torch.bool, device=_DEVICE)
         self._layers, self._weights, self._topologies = {}, {}, {}
 
     def _weight(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
         return torch.empty(shape, dtype=self.x.dtype, device=_DEVICE)
 
-    def _topology(self, group_size: int) -> GroupTopology:
+    def _topology(self, labels: int, group_size: int) -> GroupTopology:
         s = self.point.shape
         index = torch.int16 if s.dim <= 2**15 else torch.int32
-        indices = torch.empty(math.ceil(s.labels / group_size), s.fan_in, dtype=index, device=_DEVICE)
-        return GroupTopology(indices, s.labels, s.dim, group_size)
+        indices = torch.empty(math.ceil(labels / group_size), s.fan_in, dtype=index, device=_DEVICE)
+        return GroupTopology(indices, labels, s.dim, group_size)
 
 
 class _Noted:

@@ -28,7 +28,7 @@ def growth_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | Non
 
 
 def beside_head(of_head: Workspace, of_tail: Workspace) -> Workspace:
-    """Forward and backward: a piece of labels, dX in fp32 and what the tail needs. step, topk: dX twice, the larger layer's."""
+    """Forward and backward: a piece of labels, dX in fp32 and what the tail needs. Else dX twice and the larger layer's."""
 
     def workspace(shape: Shape, pass_: str, item: int) -> int:
         dx, tail = 4 * shape.batch * shape.dim, of_tail(shape.tail, pass_, item)

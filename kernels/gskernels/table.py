@@ -84,9 +84,9 @@ class Implementation:
     """One way to compute the layer. `name` is ``family/backend``.
 
     limit(shape, pass, dtype, device): why a case is impossible, in words. workspace(shape, pass, bytes an element):
-    modelled bytes of temporaries beside the outputs; fused: the same of step and topk, where the module has a step of its own
-    (without it: what forward and backward need, and the logits). tuned: whether a measurement decides something of it, its
-    configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`). needs: of a rule, what it reads
+    modelled bytes of temporaries beside the outputs; fused: the same of step and topk, where the module has a step of its
+    own (without it: what forward and backward need, and the logits). tuned: whether a measurement decides something of it,
+    its configuration (`gskernels.tune`) or where it is the default (`gskernels.dispatch`). needs: of a rule, what it reads
     beside weights and lists: "dw", or "x" and "y".
     """
 
@@ -279,14 +279,16 @@ def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "c
     memory = models.beside_head(_chunked_fused, lambda shape, pass_, item: find(tail).temporaries(shape, pass_, item))
     return Implementation(
         f"head_tail/{backend}", "gskernels.head_tail_passes", "head_tail", summary, devices,
-        passes=(FORWARD, BACKWARD, STEP, TOPK), limit=models.head_limit, workspace=memory, fused=memory, options={"tail": tail},
+        passes=(FORWARD, BACKWARD, STEP, TOPK), limit=models.head_limit, workspace=memory, fused=memory,
+        options={"tail": tail},
     )  # fmt: skip
 
 
 def _rule(pass_: str, rule: str, summary: str, needs: tuple[str, ...] = ()) -> Implementation:
+    limit, workspace = (models.growth_limit, models.growth(needs)) if pass_ == GROW else (no_limit, models.score)
     return Implementation(
         f"rewire/{rule}", "gskernels.rewire", "rules", summary, passes=(pass_,), needs=needs, options={"rule": rule},
-        limit=models.growth_limit if pass_ == GROW else no_limit, workspace=models.growth(needs) if pass_ == GROW else models.score,
+        limit=limit, workspace=workspace,
     )  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +73,60 @@ def test_blocks_keep_a_point_together_in_an_order_that_does_not_change():
     assert [b[0].point for b in blocks] == [b[0].point for b in built.blocks()]
 
 
+def test_a_share_of_labels_in_the_head_is_an_axis():
+    axes = {"batch": [8], "dim": [64], "labels": [256], "fan_in": [8], "group_size": [4], "head_share": [0.1, 0.25]}
+    given = suite(axes=axes)
+    assert given.grid_size() == 2
+    built = plan.build(given, "cpu", IMPLEMENTATIONS, ["head_tail/torch", "dense/torch"])
+    assert {(c.implementation, c.point.shape.head) for c in built.cases} == {
+        (name, head) for name in ("head_tail/torch", "dense/torch") for head in (26, 64)
+    }  # fmt: skip
+    assert "H=64 " in str(built.cases[-1].point)
+
+
+def test_what_makes_no_sense_is_left_out_and_said_where_nothing_else_is_there():
+    """No head, no head-tail layer; no rule has a forward, and no layer a score."""
+    both = suite(passes=["forward", "score"])
+    built = plan.build(both, "cpu", IMPLEMENTATIONS)
+    every = [*built.cases, *(case for case, _ in built.unsupported)]
+    assert not any(c.implementation.startswith("head_tail/") for c in every)
+    assert {c.implementation.startswith("rewire/") for c in every if c.pass_ == "forward"} == {False}
+    assert {c.implementation for c in every if c.pass_ == "score"} == {
+        "rewire/mean_weight", "rewire/max_weight", "rewire/weight_gradient"
+    }  # fmt: skip
+    with pytest.raises(NothingMeasured, match="needs labels in head and tail, but head_share=0 gives the head 0 of 256"):
+        plan.build(suite(), "cpu", IMPLEMENTATIONS, ["head_tail/torch"])
+    with pytest.raises(NothingMeasured, match=r"rewire/random has no forward pass \(it has grow\)"):
+        plan.build(suite(passes=["forward"]), "cpu", IMPLEMENTATIONS, ["rewire/random"])
+
+
+def test_groups_larger_than_the_tail_are_unsupported():
+    shape = Shape(8, 64, 20, 8, 16, head_share=0.5)
+    reason = find("head_tail/torch").unsupported(shape, "step", "fp32", "cpu")
+    assert reason == "group_size=16 exceeds the 10 labels of the tail"
+
+
+def test_nothing_can_be_grown_where_everything_is_read():
+    reasons = [find("rewire/random").unsupported(Shape(8, 64, 20, k, 4), "grow", "fp32", "cpu") for k in (63, 64)]
+    assert reasons == [None, "every group reads every input, so none can be grown"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("name", "implementations"),
+    [
+        ("head_tail", {"dense/torch", "bottleneck/torch", "head_tail/torch"}),
+        ("rewire", {i.name for i in IMPLEMENTATIONS if i.layout == "rules"}),
+        ("train_step", {"dense/torch", "dense/chunked", "bottleneck/torch", "fixed_fan_in/densify", "head_tail/torch"}),
+    ],
+)
+def test_the_suites_of_the_system_plan(name, implementations, device):
+    chosen, _ = load_suite(name, device)
+    built = plan.build(chosen, device, IMPLEMENTATIONS)
+    assert implementations <= {c.implementation for c in built.cases}
+    assert all(cost.min_bytes > 0 and cost.extra_bytes > 0 for _, cost in plan.costs(built, IMPLEMENTATIONS))
+
+
 @pytest.mark.parametrize("name", ["backward", "paper"])
 def test_the_shipped_suites_plan_on_a_gpu(name):
     chosen, _ = load_suite(name, "cuda")
@@ -100,6 +157,33 @@ def test_costs_of_the_default_point_by_hand():
     assert floor == pytest.approx((forward.reads + forward.writes) / 4.25e9)
 
 
+def test_costs_of_a_head_by_hand():
+    """R1 with a head of a tenth: 65,536 labels of 768 inputs, 589,824 of 64."""
+    r1 = Shape(256, 768, 655_360, 64, 32, head_share=0.1)
+    weights = 65_536 * 768 + 589_824 * 64
+    both = costs.cost(find("head_tail/triton"), "backward", r1, "bf16")
+    assert both.useful_flops == 2 * 2 * 256 * weights
+    assert both.layer_bytes == 2 * weights + 18_432 * 64 * 2
+    step = costs.cost(find("head_tail/triton"), "step", r1, "bf16")
+    assert step.extra_bytes < 256 * 655_360 * 2  # no logits of all labels
+    assert costs.cost(find("dense/torch"), "step", r1, "bf16").extra_bytes > 256 * 655_360 * 2
+    assert r1.bottleneck_rank == Shape(256, 768, 655_360, 64, 32).bottleneck_rank
+
+
+def test_costs_of_a_rewiring_by_hand():
+    shape = Shape(256, 768, 655_360, 64, 32)
+    weights, slots = 655_360 * 64 * 2, 20_480 * 64
+    rules = ("max_weight", "weight_gradient")
+    by_size, by_both = (costs.cost(find(f"rewire/{rule}"), "score", shape, "bf16") for rule in rules)
+    assert (by_size.reads, by_size.writes, by_size.useful_flops) == (weights, 4 * slots, 0)
+    assert by_both.reads == 2 * weights
+    random, gradient = (costs.cost(find(f"rewire/{rule}"), "grow", shape, "bf16") for rule in ("random", "gradient"))
+    assert (random.reads, random.writes) == (3 * slots, 2 * slots)  # indices and a byte a slot
+    assert gradient.reads == random.reads + 256 * (768 + 655_360) * 2
+    assert gradient.useful_flops == 2 * 256 * 768 * 655_360
+    assert gradient.extra_bytes < 1 << 28  # never L x D at once
+
+
 def test_the_floor_is_arithmetic_where_that_is_the_larger():
     c = costs.cost(find("dense/torch"), "forward", Shape(4096, 4096, 4096, 64, 32), "bf16")
     assert costs.floor_ms(c, bandwidth_gbps=4000, matmul_tflops=1, cache_bytes=0) == pytest.approx(2 * 4096**3 / 1e9)
@@ -123,4 +207,13 @@ def test_a_case_survives_its_dictionary_and_its_key_is_its_content():
     assert Case.from_dict(case.to_dict()) == case
     other = Case("dense/torch", "forward", Point(Shape(2, 2, 3, 1, 1), "uniform", "fp32"), "cold", "cpu")
     assert case.key != other.key
+    headed = Case("head_tail/torch", "forward", Point(Shape(1, 2, 3, 1, 1, 0.3), "uniform", "fp32"), "cold", "cpu")
+    assert Case.from_dict(json.loads(json.dumps(headed.to_dict()))) == headed
     assert len(case.key) == 16
+
+
+def test_keys_of_recorded_cases_stay():
+    """A head that is not there leaves no trace: baselines of older versions are found."""
+    line = (Path(__file__).parents[2] / "results/baselines/cpu/width-768/records.jsonl").read_text().splitlines()[0]
+    recorded = json.loads(line)
+    assert Case.from_dict(recorded["case"]).key == recorded["key"]

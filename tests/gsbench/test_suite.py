@@ -42,7 +42,8 @@ def test_shipped_suites_are_valid(name, device):
 
 
 def test_the_promised_suites_ship():
-    promised = {"smoke", "forward", "backward", "memory", "labels", "batch", "fan_in", "group_size", "paper"}
+    promised = {"smoke", "forward", "backward", "memory", "labels", "batch", "fan_in", "group_size", "paper", "step", "topk"}
+    promised |= {"head_tail", "rewire", "train_step"}
     assert promised <= set(suite_names())
 
 
@@ -55,6 +56,7 @@ def test_a_file_path_works_and_cpu_overrides_apply_only_there(write):
 
 def test_set_overrides(write):
     suite, resolved = load_suite(write(GOOD), "cpu", ["batch=64,1_024", "pass=backward", "timing.budget_s=2", "grid=cross"])
+    assert load_suite(write(GOOD), "cpu", ["head_share=0.1,0.2"])[0].axes.head_share == [0.1, 0.2]
     assert suite.axes.batch == [64, 1024]
     assert suite.passes == ["backward"]
     assert suite.timing.budget_s == 2
@@ -67,6 +69,8 @@ def test_set_overrides(write):
     [
         (("title", "titel"), "unknown key 'titel'; known: title, passes"),
         (("group_size", "groupsize"), "unknown key 'axes.groupsize'; known: batch, dim, labels, fan_in, group_size"),
+        (("[axes]", "[axes]\nhead_share = [1.0]"), "axes.head_share.0: input should be less than 1, got 1.0"),
+        (("[axes]", "[axes]\nhead_share = ['a']"), "axes.head_share.0: input should be a valid number, got 'a'"),
         (("[8, 16]", '["8"]'), "axes.batch.0: input should be a valid integer, got '8'"),
         (("[8, 16]", "[true]"), "axes.batch.0: input should be a valid integer, got True"),
         (("[8, 16]", "[0]"), "greater than or equal to 1, got 0"),
