@@ -287,7 +287,7 @@ def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "c
 def _rule(pass_: str, rule: str, summary: str, needs: tuple[str, ...] = ()) -> Implementation:
     limit, workspace = (models.growth_limit, models.growth(needs)) if pass_ == GROW else (no_limit, models.score)
     return Implementation(
-        f"rewire/{rule}", "gskernels.rewire", "rules", summary, passes=(pass_,), needs=needs, options={"rule": rule},
+        f"{pass_}/{rule}", "gskernels.rewire", "rules", summary, passes=(pass_,), needs=needs, options={"rule": rule},
         limit=limit, workspace=workspace,
     )  # fmt: skip
 

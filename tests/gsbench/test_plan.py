@@ -90,14 +90,14 @@ def test_what_makes_no_sense_is_left_out_and_said_where_nothing_else_is_there():
     built = plan.build(both, "cpu", IMPLEMENTATIONS)
     every = [*built.cases, *(case for case, _ in built.unsupported)]
     assert not any(c.implementation.startswith("head_tail/") for c in every)
-    assert {c.implementation.startswith("rewire/") for c in every if c.pass_ == "forward"} == {False}
+    assert {c.implementation.partition("/")[0] in ("score", "grow") for c in every if c.pass_ == "forward"} == {False}
     assert {c.implementation for c in every if c.pass_ == "score"} == {
-        "rewire/mean_weight", "rewire/max_weight", "rewire/weight_gradient"
+        "score/mean_weight", "score/max_weight", "score/weight_gradient"
     }  # fmt: skip
     with pytest.raises(NothingMeasured, match="needs labels in head and tail, but head_share=0 gives the head 0 of 256"):
         plan.build(suite(), "cpu", IMPLEMENTATIONS, ["head_tail/torch"])
-    with pytest.raises(NothingMeasured, match=r"rewire/random has no forward pass \(it has grow\)"):
-        plan.build(suite(passes=["forward"]), "cpu", IMPLEMENTATIONS, ["rewire/random"])
+    with pytest.raises(NothingMeasured, match=r"grow/random has no forward pass \(it has grow\)"):
+        plan.build(suite(passes=["forward"]), "cpu", IMPLEMENTATIONS, ["grow/random"])
 
 
 def test_groups_larger_than_the_tail_are_unsupported():
@@ -107,7 +107,7 @@ def test_groups_larger_than_the_tail_are_unsupported():
 
 
 def test_nothing_can_be_grown_where_everything_is_read():
-    reasons = [find("rewire/random").unsupported(Shape(8, 64, 20, k, 4), "grow", "fp32", "cpu") for k in (63, 64)]
+    reasons = [find("grow/random").unsupported(Shape(8, 64, 20, k, 4), "grow", "fp32", "cpu") for k in (63, 64)]
     assert reasons == [None, "every group reads every input, so none can be grown"]
 
 
@@ -174,10 +174,10 @@ def test_costs_of_a_rewiring_by_hand():
     shape = Shape(256, 768, 655_360, 64, 32)
     weights, slots = 655_360 * 64 * 2, 20_480 * 64
     rules = ("max_weight", "weight_gradient")
-    by_size, by_both = (costs.cost(find(f"rewire/{rule}"), "score", shape, "bf16") for rule in rules)
+    by_size, by_both = (costs.cost(find(f"score/{rule}"), "score", shape, "bf16") for rule in rules)
     assert (by_size.reads, by_size.writes, by_size.useful_flops) == (weights, 4 * slots, 0)
     assert by_both.reads == 2 * weights
-    random, gradient = (costs.cost(find(f"rewire/{rule}"), "grow", shape, "bf16") for rule in ("random", "gradient"))
+    random, gradient = (costs.cost(find(f"grow/{rule}"), "grow", shape, "bf16") for rule in ("random", "gradient"))
     assert (random.reads, random.writes) == (3 * slots, 2 * slots)  # indices and a byte a slot
     assert gradient.reads == random.reads + 256 * (768 + 655_360) * 2
     assert gradient.useful_flops == 2 * 256 * 768 * 655_360

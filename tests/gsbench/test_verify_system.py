@@ -47,12 +47,12 @@ def first_kept(operands):
 def read_again(operands, indices):
     """An input that was just dropped, in its old slot."""
     group, slot = operands.dropped.nonzero()[0].tolist()
-    indices[group, slot] = operands.layer(find("rewire/random")).sparse.indices[group, slot]
+    indices[group, slot] = operands.layer(find("grow/random")).sparse.indices[group, slot]
 
 
 def the_smallest(operands, indices):
     """Every dropped slot takes the first inputs that are free, whatever the draw or the gradient says."""
-    before = operands.layer(find("rewire/random")).sparse.indices
+    before = operands.layer(find("grow/random")).sparse.indices
     for group in range(len(indices)):
         free = [i for i in range(SHAPE.dim) if i not in before[group].tolist()]
         slots = operands.dropped[group].nonzero()[:, 0]
@@ -73,20 +73,20 @@ def the_smallest(operands, indices):
     ],
 )
 def test_wrong_lists_are_refused(rule, spoil, output):
-    operands, (indices,) = made(f"rewire/{rule}", "grow")
+    operands, (indices,) = made(f"grow/{rule}", "grow")
     indices = indices.clone()
     spoil(operands, indices)
     failed = [
-        v.output for v in verify.check("grow", operands, find(f"rewire/{rule}"), {"it": (indices,)})["it"] if not v.passed
+        v.output for v in verify.check("grow", operands, find(f"grow/{rule}"), {"it": (indices,)})["it"] if not v.passed
     ]
     assert output in failed
 
 
 @pytest.mark.parametrize("rule", ["mean_weight", "max_weight", "weight_gradient"])
 def test_a_wrong_score_is_refused(rule):
-    operands, (score,) = made(f"rewire/{rule}", "score", "bf16")
+    operands, (score,) = made(f"score/{rule}", "score", "bf16")
     score[-1] *= 1.01  # the ragged group alone
-    assert not verdicts(f"rewire/{rule}", "score", operands, (score,))[0].passed
+    assert not verdicts(f"score/{rule}", "score", operands, (score,))[0].passed
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_wrong_head_or_tail_is_refused(pass_, spoil, output):
 
 
 def test_slots_to_drop_are_a_share_of_every_group_and_change_with_the_seed():
-    operands, _ = made("rewire/random", "grow")
+    operands, _ = made("grow/random", "grow")
     before = operands.dropped
     assert before.sum(1).unique().tolist() == [round(DROPPED * SHAPE.fan_in)]
     operands.refill(1)

@@ -52,7 +52,8 @@ def test_the_point_is_the_suites_default_with_what_at_says():
     suite, _ = load_suite("forward", "cuda")
     one = cases.one_point(suite, cases.parse_at("batch=64, group_size=1_28,pattern=zipf"), ["forward"], "forward")
     assert one.axes is not None
-    assert one.axes.model_dump() == {"batch": [64], "dim": [768], "labels": [655_360], "fan_in": [64], "group_size": [128]}
+    expected = {"batch": [64], "dim": [768], "labels": [655_360], "fan_in": [64], "group_size": [128], "head_share": [0.0]}
+    assert one.axes.model_dump() == expected
     assert (one.patterns, one.modes, one.grid_size()) == (["zipf"], ["cold"], 1)
 
 
