@@ -45,12 +45,12 @@ def score(shape: Shape, pass_: str, item: int) -> int:
 
 
 def growth(needs: tuple[str, ...]) -> Callable[[Shape, str, int], int]:
-    """Keys of a chunk of groups in fp32, twice, and lists in int64. By gradient also X, dY and dY^T X of a chunk in fp32."""
+    """Keys of a chunk of groups in fp32, three times, and lists in int64. By gradient also X, dY and dY^T X of a chunk in fp32."""
 
     def workspace(shape: Shape, pass_: str, item: int) -> int:
         labels = max(1, CHUNK // shape.dim) * (1 if needs else shape.group_size)
         labels = min(shape.labels, max(labels, shape.group_size))
-        keys = math.ceil(labels / shape.group_size) * (8 * shape.dim + 40 * shape.fan_in)
+        keys = math.ceil(labels / shape.group_size) * (12 * shape.dim + 40 * shape.fan_in)
         return keys + (4 * (labels * (shape.dim + shape.batch) + shape.batch * shape.dim) if needs else 0)
 
     return workspace

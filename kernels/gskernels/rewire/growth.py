@@ -44,6 +44,7 @@ def gradient_norms(x: Tensor, grad_out: GradOut, topology: GroupTopology,
         if groups * size > stop - start:
             dense = torch.nn.functional.pad(dense, (0, 0, 0, groups * size - (stop - start)))
         norm = torch.linalg.vector_norm(dense.view(groups, size, topology.dim), dim=1)
+        del part, dense  # before the next ones are made
         if not bool(norm.isfinite().all()):
             raise ValueError(f"the gradient of labels {start}..{stop - 1} is not finite: x or grad_out is NaN or infinite")
         yield start // size, norm
