@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gskernels import rewire
 from gskernels.rewire import drop_below, drop_global, drop_per_group, gradient_norms, grow, score_slots
 from gskernels.topology import BANKS, GroupTopology
+from tests.allocations import allocations
 
 
 @st.composite
@@ -169,6 +170,14 @@ def test_growth_never_holds_labels_by_dim(growth: str) -> None:
     with Largest() as largest:
         grow(topology, dropped, growth, x=x, grad_out=grad_out, chunk=4096)
     assert largest.elements <= topology.indices.numel()
+
+
+def test_one_chunk_of_the_dense_gradient_is_alive() -> None:
+    topology = GroupTopology.uniform(8192, 64, 8, 4)
+    x, grad_out = activations(topology)
+    chunk = 1 << 18  # 4096 labels: two chunks of 1 MiB
+    peak = allocations(lambda: sum(float(norm.sum()) for _, norm in gradient_norms(x, grad_out, topology, chunk))).peak
+    assert peak < 1.6 * 4 * chunk  # one of them, the norms of its groups, and pointwise temporaries of these
 
 
 def test_random_growth_is_uniform() -> None:
