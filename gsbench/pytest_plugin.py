@@ -65,7 +65,7 @@ class GpuBenchmark:
 
     def case(
         self, implementation: str, pass_: str, *, batch: int, dim: int, labels: int, fan_in: int, group_size: int,
-        dtype: str = "", pattern: str = "uniform", mode: str = "cold",
+        head_share: float = 0.0, dtype: str = "", pattern: str = "uniform", mode: str = "cold",
     ) -> None:  # fmt: skip
         """Verify and time a pass of an implementation in gsbench's tables. dtype: bf16 on a GPU, fp32 on a CPU."""
         from gsbench.case import Case, Point
@@ -80,7 +80,7 @@ class GpuBenchmark:
         device = self._device()
         kind = device.split(":")[0]
         dtype = dtype or ("bf16" if kind == "cuda" else "fp32")
-        shape = Shape(batch, dim, labels, fan_in, group_size)
+        shape = Shape(batch, dim, labels, fan_in, group_size, head_share)
         if pass_ not in PASSES:
             raise ValueError(f"unknown pass {pass_!r}; known: {', '.join(PASSES)}")
         reason = PASSES[pass_].unsupported(known[implementation], shape, dtype, kind)

@@ -45,7 +45,7 @@ def score(shape: Shape, pass_: str, item: int) -> int:
 
 
 def growth(needs: tuple[str, ...]) -> Callable[[Shape, str, int], int]:
-    """Keys of a chunk of groups in fp32, three times, and lists in int64. By gradient also X, dY and dY^T X of a chunk in fp32."""
+    """Keys of a chunk of groups in fp32, three times, and lists in int64; by gradient X, dY and dY^T X in fp32 as well."""
 
     def workspace(shape: Shape, pass_: str, item: int) -> int:
         labels = max(1, CHUNK // shape.dim) * (1 if needs else shape.group_size)
