@@ -50,7 +50,7 @@ def cost(implementation: Implementation, pass_: str, shape: Shape, dtype: str) -
     }  # fmt: skip
     reads = (*one.reads, *implementation.needs)
     products = one.products * _connections(implementation, shape) + (l * d if "x" in implementation.needs else 0)
-    in_place = weight if one.rounding else 0
+    in_place = weight if one.rounding and implementation.fused is not None else 0  # else gradients wait for the update
     writes = sum(sizes[name] for name in one.writes)
     return Cost(
         useful_flops=2 * b * products,

@@ -276,7 +276,12 @@ def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
 
 def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Implementation:
     tail = f"group_shared/{backend}"
-    memory = models.beside_head(_chunked_fused, lambda shape, pass_, item: find(tail).temporaries(shape, pass_, item))
+
+    def of_tail(shape: Shape, pass_: str, item: int) -> int:
+        gradient = shape.labels * shape.fan_in * item if pass_ == STEP and find(tail).fused is None else 0
+        return find(tail).temporaries(shape, pass_, item) + gradient
+
+    memory = models.beside_head(_chunked_fused, of_tail)
     return Implementation(
         f"head_tail/{backend}", "gskernels.head_tail_passes", "head_tail", summary, devices,
         passes=(FORWARD, BACKWARD, STEP, TOPK), limit=models.head_limit, workspace=memory, fused=memory,
