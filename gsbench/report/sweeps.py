@@ -11,15 +11,19 @@ from gsbench.case import AXES, Point
 from gsbench.report.ratios import Comparison
 from gskernels.table import Shape
 
-CATEGORIES = ("pattern", "dtype")
+CATEGORIES = ("pattern", "dtype", "head_share")
 SYMBOLS = {"batch": "B", "dim": "D", "labels": "L", "fan_in": "K", "group_size": "G"}
 AXIS_TITLES = {
     "batch": "batch size B", "dim": "width of the input D", "labels": "labels L", "fan_in": "fan-in K",
     "group_size": "group size G", "pattern": "index pattern", "dtype": "dtype",
+    "head_share": "share of the labels in the dense head",
 }  # fmt: skip
 
 
 def coordinate(point: Point, axis: str) -> int | str:
+    """A number of an axis, or the word of a category: nothing for a layer without a head."""
+    if axis == "head_share":
+        return f"head={point.shape.head_share:g}" if point.shape.head_share else ""
     return str(getattr(point, axis)) if axis in CATEGORIES else int(getattr(point.shape, axis))
 
 
@@ -130,7 +134,8 @@ def suite_names(suite: dict[str, Any]) -> dict[Shape, str]:
     named = {}
     for point in points if isinstance(points, list) else []:
         if isinstance(point, dict) and point.get("name") and all(isinstance(point.get(a), int) for a in AXES):
-            named[Shape(**{axis: point[axis] for axis in AXES})] = str(point["name"])
+            head = float(point.get("head_share") or 0)
+            named[Shape(**{axis: point[axis] for axis in AXES}, head_share=head)] = str(point["name"])
     return named
 
 
@@ -156,4 +161,4 @@ def describe(point: Point, axes: Iterable[str]) -> str:
     for axis in axes:
         value = coordinate(point, axis)
         words.append(f"{SYMBOLS[axis]}={value:,}" if isinstance(value, int) else value)
-    return " ".join(words)
+    return " ".join(word for word in words if word)

@@ -14,6 +14,7 @@ from gsbench.report.ratios import (
     SUBJECT,
     Comparison,
     Ratio,
+    family,
     geometric_mean,
     in_order,
     timing_of,
@@ -111,14 +112,16 @@ def _severity(c: Comparison) -> float:
 
 def by_family(group: Group) -> Table:
     """A row a point: the best time of each family in ms, and both ratios of group_shared."""
-    columns = (SUBJECT, RIVAL, ANCHOR, "dense")
+    here = {family(name) for c in group.comparisons for name in (*c.timed, *c.untimed)}
+    others = sorted(here - {SUBJECT, RIVAL, family(ANCHOR), "dense", "masked_dense"})
+    columns = (SUBJECT, RIVAL, ANCHOR, "dense", *others)
     rows, daggers, reasons = [], False, []
     for c in from_centre(group.comparisons, group.naming.centre):
         cells = [Cell(group.naming.of(c.point))]
-        for family in columns:
-            best = c.timed.get(family) if "/" in family else c.fastest(family)
+        for column in columns:
+            best = c.timed.get(column) if "/" in column else c.fastest(column)
             if best is None:
-                cells.append(Cell(", ".join(sorted({r.status for n, r in c.untimed.items() if n.startswith(family)}))))
+                cells.append(Cell(", ".join(sorted({r.status for n, r in c.untimed.items() if n.startswith(column)}))))
                 continue
             tie = " tie" if best.case.implementation in c.tied else ""
             cells.append(Cell(milliseconds(timing_of(best).median_ms) + tie, best.case.implementation == c.winner))
@@ -134,7 +137,7 @@ def by_family(group: Group) -> Table:
         note += f" {NOT_INTERLEAVED}: not timed in one interleaved block."
     if reasons:
         note += f" n/a: no ratio, for {'; '.join(dict.fromkeys(reasons))}."
-    times_of = (f"best {SUBJECT}", f"best {RIVAL}", ANCHOR, "dense")
+    times_of = (f"best {SUBJECT}", f"best {RIVAL}", ANCHOR, "dense", *(f"best {other}" for other in others))
     header = ("point", *(f"{name}, ms" for name in times_of), f"speed over {RIVAL}", f"time / {ANCHOR}", "fastest")
     return Table(f"{group.heading}: the best of each family", header, rows, note)
 

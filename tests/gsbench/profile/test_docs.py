@@ -22,7 +22,8 @@ def test_a_documented_command_runs(command: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "results" / "baselines").symlink_to(ROOT / "results" / "baselines")
     monkeypatch.chdir(tmp_path)
     written = "profile" in command and "--show" not in command and "--run" not in command
-    command = command.replace("results/RUN", "results/baselines/h200/forward").replace("results/mine", "results/baselines/h200")
+    for run, stand_in in (("results/RUN", "results/baselines/h200/forward"), ("results/mine", "results/baselines/h200")):
+        command = command.replace(run, stand_in)
     if "--run" in command:
         pytest.skip("profiles the recorded cases again, on the device that they were recorded on")
     result = CliRunner().invoke(app, shlex.split(command))
