@@ -76,7 +76,7 @@ def _markdown(t: SelfTest) -> Iterator[str]:
     yield f"{plain(sentence(t))}."
     yield ""
     yield (
-        f"{t.experiments} experiments of {t.processes} pairs of fresh processes that took turns block by block. False "
+        f"{t.experiments} experiments of {t.processes} pairs of fresh processes that took turns round by round. False "
         "alarms: same code on both sides, and yet slower or faster. The bar at "
         f"{DEFAULT_TOLERANCE:.0%} tolerance is {BARS[t.kind]:.0%}: {'met' if t.passed else 'NOT MET'}."
     )
