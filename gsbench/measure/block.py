@@ -253,22 +253,19 @@ def _time(
         yield Finished(_finish(bench, one, facts), one.samples, one.plant)
 
 
-def _series(bench: Bench, case: Case, subject: Subject, operands: Operands) -> Iterator[Series]:
+def _series(bench: Bench, case: Case, subject: Subject, operands: Operands) -> list[Series]:
     """One of the case; where slowdowns are planted, each of them: a delay of that share of its time behind a call."""
     timer = _timer(bench, case.mode, subject, operands)
     if not bench.plants:
-        yield Series(case, timer, subject.call)
-        return
+        return [Series(case, timer, subject.call)]
     delay = delays.of(bench.device)
     plain = Series(case, timer, delay.after(subject.call, 0.0))
-    yield plain
     if case.mode == "graph":  # holds its calls already: none can be lengthened
-        return
+        return [plain]
     timer.sample(plain.target, 1)
     ms = statistics.median(timer.sample(plain.target, _CALIBRATING))
-    for plant in bench.plants:
-        if plant:
-            yield Series(case, timer, delay.after(subject.call, plant * ms), plant=plant)
+    longer = [Series(case, timer, delay.after(subject.call, plant * ms), plant=plant) for plant in bench.plants if plant]
+    return [plain, *longer]
 
 
 def _of(one: Series, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

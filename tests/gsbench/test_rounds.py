@@ -195,3 +195,24 @@ def test_others_may_measure_between_two_rounds_and_not_within_one():
     rounds_ = " ".join(log[6:]).split("|")  # after two warm-up samples each
     assert [sorted(r.split()) for r in rounds_] == [["a", "b", "planted"]] * 21
     assert series[2].target.last == ()
+
+
+def test_a_case_that_fails_before_its_slowdowns_are_planted_ends_as_one_record():
+    import torch
+
+    from gsbench.measure import block
+
+    calls = iter([(), RuntimeError("boom")])
+
+    def call():
+        found = next(calls)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    case = Case("a/b", "forward", POINT, "hot", "cpu")
+    bench = block.Bench(torch.device("cpu"), {"cache_bytes": 4}, {}, Quiet(), {}, lambda *_: None, plants=(0.0, 0.1))
+    subjects = [block.Subject(case, SimpleNamespace(name="a/b"), call)]
+    operands, settings = SimpleNamespace(point=POINT), TimingSettings(**QUICK)
+    (only,) = block._time(bench, "forward", "hot", subjects, operands, settings, False, False)
+    assert (only.record.status, only.record.reason) == ("error", "RuntimeError: boom")

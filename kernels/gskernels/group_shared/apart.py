@@ -17,6 +17,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Raises ValueError for tensors that are not on a GPU."""
     if not grad_out.is_cuda:
         raise ValueError(f"group_shared/apart runs on cuda, not on {grad_out.device.type}")
-    dx = implementation_for(AUTO, GRAD_INPUT, grad_out, layer).load().grad_input(grad_out, layer)
-    dw = implementation_for(AUTO, GRAD_WEIGHT, grad_out, layer).load().grad_weight(grad_out, x, layer)
+    for_input, for_weight = (implementation_for(AUTO, pass_, grad_out, layer) for pass_ in (GRAD_INPUT, GRAD_WEIGHT))
+    dx = for_input.load().grad_input(grad_out, layer, **for_input.options)
+    dw = for_weight.load().grad_weight(grad_out, x, layer, **for_weight.options)
     return dx, dw
