@@ -94,16 +94,14 @@ def _session(
             ),
         )  # fmt: skip
         session = Interleaved(suite, resolved, target, out, sides, view, ["gsbench", *sys.argv[1:]])
-        for number in range(1, request.replicates + 1):
+        for number in session.replicates(plan, range(1, request.replicates + 1)):
             view.say(f"processes {number} of {request.replicates}")
-            session.replicate(plan, number)
         found = _judge(out, policy)
         unclear = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict == "unclear"])
         if unclear.cases:
             view.more(2 * request.replicates * len(unclear.cases))
-            for number in range(request.replicates + 1, 2 * request.replicates + 1):
+            for number in session.replicates(unclear, range(request.replicates + 1, 2 * request.replicates + 1)):
                 view.say(f"{len(unclear.cases)} cases unclear: processes {number} of {2 * request.replicates}")
-                session.replicate(unclear, number)
             found = _judge(out, policy)
     typer.echo(f"the runs: {out}/base and {out}/new", err=True)
     return found

@@ -94,11 +94,10 @@ def _measure(
         for experiment in range(1, experiments + 1):
             here = folder / f"{experiment:02}"
             session = Interleaved(chosen, resolved, target, here, sides, view, ["gsbench", *sys.argv[1:]])
-            for number in range(1, replicates + 1):
+            for number in session.replicates(plan, range(1, replicates + 1)):
                 view.say(f"experiment {experiment} of {experiments}, processes {number} of {replicates}")
-                session.replicate(plan, number)
         view.say("time some cases by other means")
-        worker = WorkerClient(target, folder / "worker.log", chosen.timing.timeout_s)
+        worker = WorkerClient(target, folder / "worker.log", chosen.timing.timeout_s).open()
         try:
             cases = [case.to_dict() for case in plan.blocks()[0][:_AGREE]]
             told = list(worker.request(do="instrument", cases=cases))[-1]

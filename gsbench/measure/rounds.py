@@ -17,6 +17,7 @@ from gsbench.store import Sample
 from gsbench.suite import TimingSettings
 
 _TURN_S = 0.05  # of one implementation, before the next has its turn
+_FEWEST_TURNS = 5  # in its time budget: what drifts hits all alike only if they change often
 _MOST_A_TURN = 50
 _VOID_RETRIES = 2
 
@@ -47,9 +48,9 @@ class Series:
 
 def take_rounds(
     monitor: Monitor, series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None],
-    stop_requested: Callable[[], bool], pause: Callable[[], None] = lambda: None,
+    stop_requested: Callable[[], bool], pause: Callable[[bool], None] = lambda alone: None,
 ) -> list[tuple[Series, Exception]]:  # fmt: skip
-    """Sample all until each is steady or out of budget; returns those that raised. pause: between two rounds.
+    """Sample all until each is steady or out of budget; returns those that raised. pause(True): before each round.
 
     A stretch with thermal or hardware slowdown is void as a whole and measured again, twice at the most; it then
     stands, flagged "slowed_down".
@@ -81,7 +82,8 @@ def _warm_up(series: list[Series], timing: TimingSettings) -> list[tuple[Series,
             while count == 0 or time.monotonic() - began < timing.warmup_s:
                 one.timer.sample(one.target, 1)
                 count += 1
-            one.turn = max(1, min(_MOST_A_TURN, int(_TURN_S * count / (time.monotonic() - began))))
+            turn_s = min(_TURN_S, timing.budget_s / _FEWEST_TURNS)
+            one.turn = max(1, min(_MOST_A_TURN, int(turn_s * count / (time.monotonic() - began))))
         except Exception as e:
             failed.append((one, e))
     return failed
@@ -89,15 +91,14 @@ def _warm_up(series: list[Series], timing: TimingSettings) -> list[tuple[Series,
 
 def _rounds(
     series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None], stop_requested: Callable[[], bool],
-    pause: Callable[[], None],
+    pause: Callable[[bool], None],
 ) -> list[tuple[Series, Exception]]:  # fmt: skip
     order = list(series)
     random.Random(0).shuffle(order)
     failed: list[tuple[Series, Exception]] = []
     round_ = 0
     while any(not one.done for one in order):
-        if round_:
-            pause()
+        pause(True)
         for one in order:
             if one.done:
                 continue

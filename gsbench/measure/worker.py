@@ -1,14 +1,16 @@
 """The measuring process: owns the device, speaks JSON lines, and may die without taking the sweep along.
 
-Requests on stdin:   {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
+Requests on stdin:   {"do": "open"}   first, and once: until then the process only imports, and leaves the device alone
+                     {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
                      "plants": [0, 0.02, ...] in a block: time each case with these slowdowns planted as well
                      "shared": true in a block: others measure in turns; after each {"event": "turn"} wait for {"do": "go"}
                      {"do": "partners", "count": 1}   processes of the same session that share the device, and are idle
                      {"do": "instrument", "cases": [...]}   what the timers themselves cost, and whether others agree
-Events on stdout:    {"event": "hello", "device": {...}, ...}   once, at the start; or {"event": "refused", "reason": ...}
+Events on stdout:    {"event": "hello", "device": {...}, ...}   once, when opened; or {"event": "refused", "reason": ...}
                      {"event": "at", "key": ..., "phase": ...}  before each risky step; silence is timed
                      {"event": "record", "record": {...}, "samples": [...], "plant": 0}
-                     {"event": "turn"}                          between two rounds of samples of a shared block
+                     {"event": "turn", "alone": true}           of a shared block: before each round of samples, which must
+                                                                have the device to itself; false: before work that need not
                      {"event": "alone", "keys": [...]}          out of memory beside others
                      {"event": "lost", "reason": ...}           a CUDA error; the process ends
                      {"event": "done", ...}                     the request is finished
@@ -17,7 +19,9 @@ What implementations print goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -47,9 +51,9 @@ class Worker:
         self._events.write(json.dumps({"event": event, **data}) + "\n")
         self._events.flush()
 
-    def _pause(self) -> None:
-        """Let another process measure, until the parent says go. Ends with the parent."""
-        self.emit("turn")
+    def _pause(self, alone: bool) -> None:
+        """Let another process have the device, until the parent says go. Ends with the parent."""
+        self.emit("turn", alone=alone)
         if not next(self._requests, ""):
             raise SystemExit
 
@@ -58,9 +62,12 @@ class Worker:
 
     def run(self) -> None:
         self.emit("at", key="", phase="import torch")
+        on_cuda = self.device.startswith("cuda")
+        import_ahead(on_cuda)
         import torch
 
-        on_cuda = self.device.startswith("cuda")
+        if not next(self._requests, ""):
+            return
         if on_cuda and not torch.cuda.is_available():
             self.emit("refused", reason="torch sees no CUDA device here (gsbench doctor says more)")
             return
@@ -129,7 +136,7 @@ class Worker:
 
         cases = [Case.from_dict(data) for data in request["cases"]]
         bench.plants = tuple(request.get("plants", ()))
-        bench.pause = self._pause if request.get("shared") else lambda: None
+        bench.pause = self._pause if request.get("shared") else lambda alone: None
         try:
             for outcome in measure(bench, cases, TimingSettings(**request["timing"]), request["energy"]):
                 if isinstance(outcome, TryAlone):
@@ -143,6 +150,14 @@ class Worker:
             torch.cuda.empty_cache()
         self.emit("done")
         return True
+
+
+def import_ahead(on_cuda: bool) -> None:
+    """What every block needs, before the device is opened; of the compilers, what imports without touching a driver."""
+    importlib.import_module("gsbench.measure.block")
+    for name in ("triton", "triton.language", "cuda.core") if on_cuda else ():
+        with contextlib.suppress(ImportError):  # the case that needs it says so
+            importlib.import_module(name)
 
 
 def take_device(name: str) -> IO[str] | None:

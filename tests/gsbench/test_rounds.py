@@ -191,8 +191,8 @@ def test_others_may_measure_between_two_rounds_and_not_within_one():
     series.append(a_series("planted", noisy(), log))
     series[2].plant = 0.02
     settings = TimingSettings(**QUICK | {"max_samples": 21})
-    take_rounds(Quiet(), series, settings, lambda *_: None, lambda: False, lambda: log.append("|"))
-    rounds_ = " ".join(log[6:]).split("|")  # after two warm-up samples each
+    take_rounds(Quiet(), series, settings, lambda *_: None, lambda: False, lambda alone: log.append("|" if alone else "?"))
+    rounds_ = " ".join(log[7:]).split("|")  # after two warm-up samples each
     assert [sorted(r.split()) for r in rounds_] == [["a", "b", "planted"]] * 21
     assert series[2].target.last == ()
 
