@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,6 @@ def _session(
     ) as view:
         view.say(f"check out {commit[:12]}")
         old, new = repository.library(checkout), repository.library()
-        check_builds(old, commit)
         sides = (
             Side("base", {**versions, "git_commit": commit, "git_dirty": False}, environment.code_fingerprint(old), old),
             Side(
@@ -94,8 +94,12 @@ def _session(
             ),
         )  # fmt: skip
         session = Interleaved(suite, resolved, target, out, sides, view, ["gsbench", *sys.argv[1:]])
-        for number in session.replicates(plan, range(1, request.replicates + 1)):
-            view.say(f"processes {number} of {request.replicates}")
+        first = range(1, request.replicates + 1)
+        with contextlib.closing(session):
+            session.start(first)  # while the reference is tried
+            check_builds(old, commit)
+            for number in session.replicates(plan, first):
+                view.say(f"processes {number} of {request.replicates}")
         found = _judge(out, policy)
         unclear = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict == "unclear"])
         if unclear.cases:

@@ -57,14 +57,11 @@ class Interleaved:
         try:
             for position, number in enumerate(numbers):
                 if (number, 0) not in self._started:
-                    self._start(numbers[position:])
+                    self.start(numbers[position:])
                 yield number
                 self.replicate(plan, number)
         finally:
-            for worker in self._started.values():
-                worker.close()
-                worker.log.unlink(missing_ok=True)
-            self._started.clear()
+            self.close()
 
     def replicate(self, plan: Plan, number: int) -> None:
         """One process a side over the whole plan, block after block: a round of samples of A, then of B, then of A ...
@@ -85,9 +82,18 @@ class Interleaved:
                 session.dismiss()
                 self._something_timed(side, session, plan)
 
-    def _start(self, numbers: Sequence[int]) -> None:
-        """Let the processes of the next replicates import side by side, before anything is timed, where there are cores
-        for it. They leave the device alone, and sit idle until their replicate begins."""
+    def close(self) -> None:
+        """End the processes that were started and not used."""
+        for worker in self._started.values():
+            worker.dismiss()
+        for worker in self._started.values():
+            worker.close()
+            worker.log.unlink(missing_ok=True)
+        self._started.clear()
+
+    def start(self, numbers: Sequence[int]) -> None:
+        """Let the processes of the next replicates import side by side, before anything is timed, as far as there are
+        cores for it. They leave the device alone, and sit idle until their replicate begins."""
         room = (os.cpu_count() or 1) // len(self.sides)
         for number in numbers[: max(1, room)]:
             for i, side in enumerate(self.sides):
