@@ -31,7 +31,8 @@ class NewerSchema(ValueError):
 class Timing:
     """Summary of the raw samples of one case; times in milliseconds, nothing discarded.
 
-    method: how a sample was taken ("cuda_events", "cuda_graph", "perf_counter"); records of different methods
+    method: how a sample was taken ("cuda_events", "cuda_graph", "perf_counter",
+    "perf_counter_kept_memory"); records of different methods
     are never compared. The confidence interval is the distribution-free order-statistic interval of the median.
     """
 

@@ -37,7 +37,7 @@ class Request:
 
 
 def against(request: Request, policy: Policy) -> Gated:
-    """Measure, judge, measure once more what stayed unclear, judge again. Raises UserError or NothingMeasured."""
+    """Measure, judge, measure once more what is unclear or slower, judge by all. Raises UserError or NothingMeasured."""
     from gsbench import plan as planning
     from gsbench.checkout import Repository
     from gsbench.cli import device as devices
@@ -101,11 +101,11 @@ def _session(
             for number in session.replicates(plan, first):
                 view.say(f"processes {number} of {request.replicates}")
         found = _judge(out, policy)
-        unclear = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict == "unclear"])
-        if unclear.cases:
-            view.more(2 * request.replicates * len(unclear.cases))
-            for number in session.replicates(unclear, range(request.replicates + 1, 2 * request.replicates + 1)):
-                view.say(f"{len(unclear.cases)} cases unclear: processes {number} of {2 * request.replicates}")
+        doubtful = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict in ("unclear", "slower")])
+        if doubtful.cases:
+            view.more(2 * request.replicates * len(doubtful.cases))
+            for number in session.replicates(doubtful, range(request.replicates + 1, 2 * request.replicates + 1)):
+                view.say(f"{len(doubtful.cases)} cases unclear or slower: processes {number} of {2 * request.replicates}")
             found = _judge(out, policy)
     typer.echo(f"the runs: {out}/base and {out}/new", err=True)
     return found

@@ -24,6 +24,7 @@ from gsbench.record import SCHEMA
 from gsbench.store import RunWriter, read_run
 from gsbench.suite import Suite
 
+
 @dataclass(frozen=True)
 class Side:
     """One of the two. environment: what its manifests say of versions and commit; fingerprint: of its code."""
@@ -46,7 +47,7 @@ class Interleaved:
     sides: tuple[Side, Side]
     view: View
     command: Sequence[str] = ()
-    _ceilings: dict[str, Any] = field(default_factory=dict)
+    ceilings: dict[str, Any] = field(default_factory=dict)  # the card's, measured by the first process if not known
     _started: dict[tuple[int, int], WorkerClient] = field(default_factory=dict)  # (replicate, side) -> its process
 
     def replicates(self, plan: Plan, numbers: Sequence[int]) -> Iterator[int]:
@@ -137,9 +138,9 @@ class Interleaved:
 
     def _open(self, session: Session) -> None:
         """Start the worker; the card's ceilings are measured once in a session."""
-        session.writer.manifest["ceilings"] = dict(self._ceilings)
+        session.writer.manifest["ceilings"] = dict(self.ceilings)
         session.open_worker()
-        self._ceilings = session.writer.manifest["ceilings"]
+        self.ceilings = session.writer.manifest["ceilings"]
 
     def _adopt(self, sessions: Sequence[Session]) -> None:
         """Each worker is told of the other, which sits on the card but is idle; again after one was replaced."""

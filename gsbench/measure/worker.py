@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from gsbench.case import Case
 from gsbench.implementations import all_implementations
+from gsbench.measure import heap
 from gsbench.measure.environment import probe_device
 from gsbench.measure.nvml import Monitor
 
@@ -68,6 +69,8 @@ class Worker:
 
         if not next(self._requests, ""):
             return
+        if not on_cuda:
+            heap.keep()
         if on_cuda and not torch.cuda.is_available():
             self.emit("refused", reason="torch sees no CUDA device here (gsbench doctor says more)")
             return
@@ -148,6 +151,7 @@ class Worker:
             return False
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
+        heap.give_back()
         self.emit("done")
         return True
 
