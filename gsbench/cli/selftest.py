@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -98,7 +98,7 @@ def _measure(
         Side("a", versions, fingerprint, plants={}),
         Side("b", versions, fingerprint, plants={share: name_of(share) for share in planted}),
     )
-    began, ceilings = time.monotonic(), {}
+    began, ceilings = time.monotonic(), dict[str, Any]()
     with Progress(2 * replicates * experiments * len(plan.cases)) as view:
         for experiment in range(1, experiments + 1):
             spent_s = time.monotonic() - began
