@@ -44,7 +44,7 @@ class WorkerClient:
     ) -> None:
         """library: folders to import from before all others, such as those of another commit. partner: another worker
         of the same session holds the device."""
-        self.log, self._silence_s = log, silence_s
+        self.log, self._silence_s, self._woken = log, silence_s, False
         self._key = ""
         self._log = open(log, "ab")  # noqa: SIM115 - held until close()
         self._process = subprocess.Popen(
@@ -56,10 +56,17 @@ class WorkerClient:
         threading.Thread(target=self._pump, daemon=True).start()
         self.hello: Event = {}
 
+    def wake(self) -> None:
+        """Let it take the device, without waiting for its hello."""
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(WorkerGone):  # `open` says so
+                self._send({"do": "open"})
+
     def open(self) -> WorkerClient:
         """Let it take the device, and wait for its hello. Raises UserError / NothingMeasured if it refuses."""
+        self.wake()
         try:
-            self._send({"do": "open"})
             while not self.hello:
                 event = self._next(_START_TIMEOUT_S)
                 if event["event"] == "refused":

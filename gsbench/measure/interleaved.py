@@ -74,6 +74,10 @@ class Interleaved:
             sessions = [stack.enter_context(self._session(side, number, i)) for i, side in enumerate(self.sides)]
             for session in sessions:
                 session.note_unsupported(plan, set())
+                session.wake()
+            for session in sessions:
+                session.awake()
+            for session in sessions:
                 self._open(session)
             self._adopt(sessions)
             for turn, block in enumerate(plan.blocks()):
@@ -137,7 +141,7 @@ class Interleaved:
         return RunWriter.create(folder, manifest | {"target": self.device, "only": []})
 
     def _open(self, session: Session) -> None:
-        """Start the worker; the card's ceilings are measured once in a session."""
+        """Wait for the worker; the card's ceilings are measured once in a session."""
         session.writer.manifest["ceilings"] = dict(self.ceilings)
         session.open_worker()
         self.ceilings = session.writer.manifest["ceilings"]

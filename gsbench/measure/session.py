@@ -115,6 +115,17 @@ class Session:
         worker.log = worker.log.rename(log)
         return worker
 
+    def wake(self) -> None:
+        """Start the worker, and let it take the device, without waiting for it; `open_worker` does."""
+        if self._worker is None:
+            self.started = self._new_worker()
+            self.started.wake()
+
+    def awake(self) -> None:
+        """Wait until the worker that was woken has the device. Raises UserError / NothingMeasured if it refuses."""
+        if self.started is not None:
+            self.started.open()
+
     def tell_of_partners(self, count: int) -> None:
         """So many processes of this session share the device and are idle while this one measures. Once a worker."""
         worker = self.open_worker()

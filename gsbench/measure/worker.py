@@ -181,6 +181,8 @@ def main() -> None:
     os.dup2(2, 1)  # prints of implementations must not mix with events
     sys.stdout = sys.stderr
     Worker(sys.argv[1], sys.stdin, events, partner="partner" in sys.argv[2:]).run()
+    sys.stderr.flush()
+    os._exit(0)  # every event is out; taking torch and the driver apart would only keep the next process waiting
 
 
 if __name__ == "__main__":

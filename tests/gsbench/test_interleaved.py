@@ -53,6 +53,12 @@ class StandIn:
     def dismiss(self) -> None:
         pass
 
+    def wake(self) -> None:
+        self.woken = True
+
+    def awake(self) -> None:
+        assert self.woken
+
 
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
