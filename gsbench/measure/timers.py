@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -42,7 +43,7 @@ class CpuTimer:
 
     def __init__(self, cold: bool, cache_bytes: int) -> None:
         self.method = "perf_counter_kept_memory" if heap.kept() else "perf_counter"
-        self._flush = torch.ones(2 * cache_bytes // 4) if cold else None
+        self._flush = _passed_over(torch.device("cpu"), cache_bytes) if cold else None
 
     def sample(self, target: Target, count: int) -> Samples:
         samples = []
@@ -82,7 +83,7 @@ class CudaTimer:
     def __init__(self, cold: bool, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
         self._cycles_per_second = 1e3 * getattr(properties, "clock_rate", 2_000_000)
-        self._flush = torch.ones(2 * properties.L2_cache_size // 4, device=device) if cold else None
+        self._flush = _passed_over(device, properties.L2_cache_size) if cold else None
         self._sink = torch.empty((), device=device)
 
     def sample(self, target: Target, count: int) -> Samples:
@@ -165,6 +166,12 @@ class GraphTimer:
         torch.cuda.synchronize()
         target.last = self._outputs
         return [start.elapsed_time(end) / self._calls for start, end in events]
+
+
+@functools.cache
+def _passed_over(device: torch.device, cache_bytes: int) -> torch.Tensor:
+    """Twice the cache, to be read before each cold sample; one for all timers of a process."""
+    return torch.ones(2 * cache_bytes // 4, device=device)
 
 
 def elapsed_of(call: Callable[[], object], synchronize: Callable[[], object]) -> float:

@@ -58,3 +58,12 @@ def test_a_call_that_waits_for_the_device_is_marked_and_its_samples_stand(timer:
     assert len(samples) == 3
     assert target.host_behind
     assert timer.timer.sample(target, 3) == [timer.taken - 2.0, timer.taken - 1.0, float(timer.taken)]
+
+
+def test_one_buffer_flushes_the_cache_for_all_timers() -> None:
+    """600 MB on a machine with a cache of 300: one a case would fill the memory."""
+    one, other = (timers.CpuTimer(True, 1 << 20) for _ in range(2))
+    assert one._flush is other._flush
+    assert one._flush is not None
+    assert one._flush.numel() * 4 == 2 << 20
+    assert timers.CpuTimer(False, 1 << 20)._flush is None
