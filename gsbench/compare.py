@@ -274,7 +274,9 @@ def _judge(candidates: list[_Candidate], allowed: decide.Floats, paired: bool, s
     for count, rows in alike.items():
         some = [candidates[i] for i in rows]
         if min(count) > 1:
-            base, new = [_medians(c.base) for c in some], [_medians(c.new) for c in some]
+            base = [_medians(c.base) for c in some]
+            new = [[beside(b.record, n.record) for b, n in zip(c.base, c.new, strict=True)] if paired else _medians(c.new)
+                   for c in some]  # fmt: skip
             found = decide.hierarchical_bootstrap(base, new, paired=paired, seed=seed)
             own = np.zeros(len(rows)) if paired else decide.noise(base)  # pairs share what drifts: their scatter is all
         else:
@@ -313,6 +315,14 @@ def _in_step(c: _Candidate) -> _Candidate:
 
 def _medians(entries: list[_Entry]) -> list[float]:
     return [_timing(entry).median_ms for entry in entries]
+
+
+def beside(base: Record, new: Record) -> float:
+    """The new process's time as seen beside its partner: that one's median times what their turns say. Both are timed."""
+    assert base.timing is not None
+    assert new.timing is not None
+    ratio = decide.log_ratio_of_turns(base.rounds_ms, new.rounds_ms)
+    return new.timing.median_ms if ratio is None else base.timing.median_ms * math.exp(ratio)
 
 
 def _centre(times: list[float]) -> float:

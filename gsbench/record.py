@@ -4,6 +4,7 @@ Schema history (the version is in every manifest and every record line):
   1  first version
   2  sm_mhz
   3  a case may have a head_share (and its key then depends on it)
+  4  rounds_ms
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from gsbench.case import Case
 
-SCHEMA = 3
+SCHEMA = 4
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
 
 
@@ -69,6 +70,7 @@ class Record:
     modelled_extra_bytes: int | None = None
     nvml_used_bytes: int | None = None
     energy_mj: float | None = None  # per call
+    rounds_ms: tuple[float, ...] = ()  # median of each round of samples; between two rounds others had their turn
     sm_mhz: float | None = None  # median SM clock while it was timed
     validity: tuple[str, ...] = ()  # what keeps this record from being beyond dispute
     config: dict[str, Any] = field(default_factory=dict)  # tuned tiles, registers, spills, shared memory
@@ -104,4 +106,5 @@ class Record:
         fields["case"] = Case.from_dict(data["case"])
         fields["timing"] = None if data.get("timing") is None else Timing(**data["timing"])
         fields["validity"] = tuple(data.get("validity", ()))
+        fields["rounds_ms"] = tuple(data.get("rounds_ms", ()))
         return cls(**fields)

@@ -1,10 +1,12 @@
 """The runs of a self-test in one file, `runs.json`, from which its analysis follows: small enough to be committed.
 
-    {"schema": 1, "manifest": {...}, "method": "cuda_events", "instrument": {...}, "cases": [{...}, ...],
+    {"schema": 2, "manifest": {...}, "method": "cuda_events", "instrument": {...}, "cases": [{...}, ...],
      "experiments": [{"a": [[[median_ms, ci_low_ms, ...], ...], ...], "b": ..., "planted-2%": ...}, ...]}
 
-A side of an experiment is a list of processes, a process a list of the cases' timings (the numbers of `record.Timing`, to
-six digits) or of their statuses where they were not timed. Imports no torch.
+A side of an experiment is a list of processes, a process a list of the cases' timings (the numbers of `record.Timing` and
+the medians of the rounds, to six digits) or of their statuses where they were not timed. Imports no torch.
+
+Schema history: 2 the medians of the rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from gsbench.record import Record, Timing
 from gsbench.store import RunData, find_runs
 
 FILE, INSTRUMENT = "runs.json", "instrument.json"
-SCHEMA = 1
+SCHEMA = 2
 _KEPT = ("device", "environment", "suite", "command", "created_utc", "code_fingerprint")  # of the manifest
 _NUMBERS = tuple(field.name for field in fields(Timing) if field.name != "method")
 _WORDS = ("bimodal", "capped")
@@ -91,7 +93,8 @@ def _short(record: Record) -> Any:
     if record.timing is None:
         return record.status
     values = (getattr(record.timing, name) for name in _NUMBERS)
-    return [int(value) if isinstance(value, (bool, int)) else float(f"{value:.6g}") for value in values]
+    numbers = [int(value) if isinstance(value, (bool, int)) else float(f"{value:.6g}") for value in values]
+    return [*numbers, list(record.rounds_ms)]
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -133,8 +136,10 @@ def _records(cases: Sequence[Case], row: Sequence[Any], method: str) -> list[Rec
 def _record(case: Case, what: Any, method: str) -> Record:
     if isinstance(what, str):
         return Record(case, what)
-    named = dict(zip(_NUMBERS, what, strict=True))
-    return Record(case, "ok", verified=True, timing=Timing(method, **named | {name: bool(named[name]) for name in _WORDS}))
+    named = dict(zip(_NUMBERS, what, strict=False))
+    timing = Timing(method, **named | {name: bool(named[name]) for name in _WORDS})
+    rounds = tuple(what[len(_NUMBERS)]) if len(what) > len(_NUMBERS) else ()
+    return Record(case, "ok", verified=True, timing=timing, rounds_ms=rounds)
 
 
 def _instrument(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gsbench import decide, selfruns
 from gsbench.case import Case
-from gsbench.compare import DEFAULT_TOLERANCE, Compared, compare_runs
+from gsbench.compare import DEFAULT_TOLERANCE, Compared, beside, compare_runs
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.frame import part
 from gsbench.selfruns import Sides
@@ -155,12 +155,13 @@ def _compared(number: int, sides: Sides, side: str, tolerance: float, base: str 
 
 def _sensitivity(sides: Sides, found: Compared) -> list[Sensitivity]:
     """Of cases that two processes a side timed; with one nothing is known of the scatter."""
-    tables = [[{r.case: r.timing.median_ms for r in run.records if r.timing} for run in sides[name]] for name in ("a", "b")]
+    tables = [[{r.case: r for r in run.records if r.timing} for run in sides[name]] for name in ("a", "b")]
     seen = []
     for pair in found.pairs:
         both = [(a[pair.case], b[pair.case]) for a, b in zip(*tables, strict=True) if pair.case in a and pair.case in b]
         if len(both) > 1:
-            base, new = (np.asarray(side)[None] for side in zip(*both, strict=True))
+            base = np.array([[a.timing.median_ms for a, _ in both if a.timing]])
+            new = np.array([[beside(a, b) for a, b in both]])
             least = float(decide.detectable(base, new, 0.0, paired=True, power=POWER)[0])
             scatter = float(np.log(new / base).std(ddof=1))
             seen.append(Sensitivity(pair.case, pair.base_ms, pair.ratio, scatter, float(np.expm1(least)), len(both)))

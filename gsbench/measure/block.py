@@ -325,6 +325,7 @@ def _finish(bench: Bench, one: Series, facts: dict[str, Any]) -> Record:
     if case.mode == "cold" and floor > timing.median_ms:
         validity.append("over_roof")  # faster than the card can move the bytes: the harness or the model is wrong
     facts = facts | {"floor_ms": floor, "roof_share": floor / timing.median_ms, "validity": tuple(validity)}
+    facts["rounds_ms"] = one.rounds_ms()
     return Record(case, "ok", timing=timing, finished_utc=utc_now(), sm_mhz=one.sm_mhz, **facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ class Series:
 
     def __post_init__(self) -> None:
         self.target = Target(self.call)
+
+    def rounds_ms(self) -> tuple[float, ...]:
+        """The median of each round, to six digits."""
+        rounds: dict[int, list[float]] = {}
+        for number, ms in self.samples:
+            rounds.setdefault(number, []).append(ms)
+        return tuple(float(f"{statistics.median(rounds[number]):.6g}") for number in sorted(rounds))
 
     def summary(self) -> Timing:
         return stats.summarise([ms for _, ms in self.samples], self.timer.method, self.capped)

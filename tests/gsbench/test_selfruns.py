@@ -26,7 +26,8 @@ def folder_of(tmp_path: Path, shift: float = 0.0, more: tuple[int, ...] = ()) ->
             chosen = [i for i in range(4) if process < 5 or i in more]
             if chosen:
                 times = np.exp(random.normal(by, 0.002, 4))
-                records = [s.timed("a/b", float(times[i]), POINTS[i]) for i in chosen]
+                rounds = [tuple(float(f"{times[i] * k:.6g}") for k in (1.0, 1.01, 0.99, 1.02, 0.98)) for i in range(4)]
+                records = [s.timed("a/b", float(times[i]), POINTS[i], rounds_ms=rounds[i]) for i in chosen]
                 s.write(tmp_path / "st" / "01" / name / f"{process:02}", [*records, s.failed("a/c", "oom", "too large")])
     (tmp_path / "st" / "instrument.json").write_text(json.dumps({"timers": {}, "agreement": []}))
     return tmp_path / "st"
