@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -31,6 +32,11 @@ class Point:
         return f"B={s.batch} D={s.dim} L={s.labels:,} K={s.fan_in} G={s.group_size}{head} {self.pattern} {self.dtype}"
 
 
+@functools.lru_cache(maxsize=10_000)  # many cases of a file share a point
+def _point(axes: tuple[int, ...], head_share: float, pattern: str, dtype: str) -> Point:
+    return Point(Shape(*axes, head_share=head_share), pattern, dtype)
+
+
 @dataclass(frozen=True)
 class Case:
     implementation: str
@@ -49,11 +55,11 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Case:
-        shape = Shape(**{axis: int(data[axis]) for axis in AXES}, head_share=float(data.get("head_share", 0)))
+        axes = tuple([int(data[axis]) for axis in AXES])
+        point = _point(axes, float(data.get("head_share", 0)), data["pattern"], data["dtype"])
         return cls(
-            data["implementation"], data["pass"], Point(shape, data["pattern"], data["dtype"]), data["mode"],
-            data["device"], data.get("world_size", 1),
-        )  # fmt: skip
+            data["implementation"], data["pass"], point, data["mode"], data["device"], data.get("world_size", 1)
+        )
 
     @property
     def key(self) -> str:

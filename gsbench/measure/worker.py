@@ -157,11 +157,17 @@ class Worker:
 
 
 def import_ahead(on_cuda: bool) -> None:
-    """What every block needs, before the device is opened; of the compilers, what imports without touching a driver."""
+    """What every block needs, before the device is opened; of the compilers, what leaves the driver alone: Triton reads its
+    half a gigabyte once a process to tell its version, and NVRTC is a large library (half a second each on an H200's host).
+    """
     importlib.import_module("gsbench.measure.block")
-    for name in ("triton", "triton.language", "cuda.core") if on_cuda else ():
-        with contextlib.suppress(ImportError):  # the case that needs it says so
-            importlib.import_module(name)
+    early = (("triton.language", ""), ("triton.runtime.cache", "triton_key"), ("cuda.core", ""),
+             ("gskernels.cuda.jit", "nvrtc_version"))  # fmt: skip
+    for name, once in early if on_cuda else ():
+        with contextlib.suppress(ImportError, AttributeError):  # the case that needs it says so
+            module = importlib.import_module(name)
+            if once:
+                getattr(module, once)()
 
 
 def take_device(name: str) -> IO[str] | None:
