@@ -33,8 +33,8 @@ class Point:
 
 
 @functools.lru_cache(maxsize=10_000)  # many cases of a file share a point
-def _point(axes: tuple[int, ...], head_share: float, pattern: str, dtype: str) -> Point:
-    return Point(Shape(*axes, head_share=head_share), pattern, dtype)
+def _point(sizes: tuple[int, ...], head_share: float, pattern: str, dtype: str) -> Point:
+    return Point(Shape(**dict(zip(AXES, sizes, strict=True)), head_share=head_share), pattern, dtype)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Case:
-        axes = tuple([int(data[axis]) for axis in AXES])
-        point = _point(axes, float(data.get("head_share", 0)), data["pattern"], data["dtype"])
+        sizes = tuple([int(data[axis]) for axis in AXES])
+        point = _point(sizes, float(data.get("head_share", 0)), data["pattern"], data["dtype"])
         return cls(
             data["implementation"], data["pass"], point, data["mode"], data["device"], data.get("world_size", 1)
         )
