@@ -1,9 +1,8 @@
 """Memory that a process has freed stays with it, so that no timed call waits for pages that the kernel has to clear.
 
-Measured on two CPU cores: where glibc gives large blocks back at every free, the two gradients of densify at L = 8,192 take
-2,048 page faults a call and 11.1 ms, of which 5 are the kernel's; with the blocks kept none and 6.2 ms. How many pages are
-given back depends on the order of earlier calls, so processes of the same code differed by 14 to 33 %. A GPU's allocator
-keeps its blocks anyway.
+Measured on one CPU core, CPU time alone: where glibc gives large blocks back at every free, the two gradients of densify at
+L = 8,192 take 2,048 page faults and 11.1 ms a call; with the blocks kept none and 6.2 ms. What is given back depends on the
+calls before: masked took 1,008 faults a call in one process and 3,072 in the next. A GPU's allocator keeps its blocks anyway.
 """
 
 from __future__ import annotations
