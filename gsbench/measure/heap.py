@@ -2,7 +2,7 @@
 
 Measured on one CPU core, CPU time alone: where glibc gives large blocks back at every free, the two gradients of densify at
 L = 8,192 take 2,048 page faults and 11.1 ms a call; with the blocks kept none and 6.2 ms. What is given back depends on the
-calls before: masked took 1,008 faults a call in one process and 3,072 in the next. A GPU's allocator keeps its blocks anyway.
+calls before: masked took 1,008 faults a call in one process and 3,072 in the next. A GPU's allocator keeps blocks anyway.
 """
 
 from __future__ import annotations
