@@ -164,7 +164,7 @@ def import_ahead(on_cuda: bool) -> None:
     early = (("triton.language", ""), ("triton.runtime.cache", "triton_key"), ("cuda.core", ""),
              ("gskernels.cuda.jit", "nvrtc_version"))  # fmt: skip
     for name, once in early if on_cuda else ():
-        with contextlib.suppress(ImportError, AttributeError):  # the case that needs it says so
+        with contextlib.suppress(Exception):  # the case that needs it says so
             module = importlib.import_module(name)
             if once:
                 getattr(module, once)()
