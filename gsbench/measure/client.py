@@ -16,7 +16,7 @@ from typing import Any
 
 from gsbench.errors import NothingMeasured, UserError
 
-_START_TIMEOUT_S = 300.0  # importing torch from a cold disk
+START_TIMEOUT_S = 300.0  # importing torch from a cold disk, measuring a busy machine's ceilings
 Event = dict[str, Any]
 
 
@@ -68,7 +68,7 @@ class WorkerClient:
         self.wake()
         try:
             while not self.hello:
-                event = self._next(_START_TIMEOUT_S)
+                event = self._next(START_TIMEOUT_S)
                 if event["event"] == "refused":
                     self.close()
                     raise NothingMeasured(event["reason"])
@@ -82,17 +82,17 @@ class WorkerClient:
     def pid(self) -> int:
         return self._process.pid
 
-    def request(self, **request: Any) -> Iterator[Event]:
+    def request(self, silence_s: float | None = None, **request: Any) -> Iterator[Event]:
         """Send a request; the iterator has its events, "done" or "lost" last; after "turn" the worker waits for `go`.
 
-        Both raise WorkerGone.
+        silence_s: how long it may say nothing, if not as long as a case. Both raise WorkerGone.
         """
         self._send(request)
-        return self._events()
+        return self._events(self._silence_s if silence_s is None else silence_s)
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self, silence_s: float) -> Iterator[Event]:
         while True:
-            event = self._next(self._silence_s)
+            event = self._next(silence_s)
             yield event
             if event["event"] in ("done", "lost"):
                 return

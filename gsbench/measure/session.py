@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gsbench.case import Case
 from gsbench.measure import environment
-from gsbench.measure.client import WorkerClient, WorkerGone
+from gsbench.measure.client import START_TIMEOUT_S, WorkerClient, WorkerGone
 from gsbench.plan import Plan
 from gsbench.record import Record, utc_now
 from gsbench.store import RunWriter, Sample
@@ -99,7 +99,7 @@ class Session:
             manifest = self.writer.manifest
             self._settle_device(self._worker.hello)
             known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
-            for event in self._worker.request(do="ceilings", dtypes=self.suite.dtypes, **known):
+            for event in self._worker.request(START_TIMEOUT_S, do="ceilings", dtypes=self.suite.dtypes, **known):
                 if event["event"] == "at":
                     self.view.at(None, event["phase"])
                 else:
