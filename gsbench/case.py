@@ -26,6 +26,13 @@ class Point:
     pattern: str
     dtype: str
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.pattern, self.dtype))
+
+    def __hash__(self) -> int:  # every look at a table of cases asks for it
+        return self._hash
+
     def __str__(self) -> str:
         s = self.shape
         head = f" H={s.head:,}" if s.head_share else ""

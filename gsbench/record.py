@@ -9,9 +9,9 @@ Schema history (the version is in every manifest and every record line):
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from gsbench.case import Case
 
@@ -102,9 +102,26 @@ class Record:
         """Raises NewerSchema for one that is newer, ValueError / KeyError / TypeError for a malformed line."""
         if data.get("schema", 0) > SCHEMA:
             raise NewerSchema(f"record schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
-        fields = {name: value for name, value in data.items() if name != "key"}
-        fields["case"] = Case.from_dict(data["case"])
-        fields["timing"] = None if data.get("timing") is None else Timing(**data["timing"])
-        fields["validity"] = tuple(data.get("validity", ()))
-        fields["rounds_ms"] = tuple(data.get("rounds_ms", ()))
-        return cls(**fields)
+        values = dict(data)
+        values.pop("key", None)
+        values["case"] = Case.from_dict(data["case"])
+        values["timing"] = None if data.get("timing") is None else _made(Timing, _TIMING, data["timing"])
+        values["validity"] = tuple(data.get("validity", ()))
+        values["rounds_ms"] = tuple(data.get("rounds_ms", ()))
+        record = _made(cls, _RECORD, values)
+        record.__post_init__()
+        return record
+
+
+_Made = TypeVar("_Made")
+_TIMING, _RECORD = ({field.name for field in fields(one)} for one in (Timing, Record))
+
+
+def _made(cls: type[_Made], names: set[str], values: dict[str, Any]) -> _Made:
+    """cls(**values). Where nothing is missing or unknown, without a call for each field, which frozen classes make: a file
+    may hold thousands of records."""
+    if values.keys() != names:
+        return cls(**values)
+    made = object.__new__(cls)
+    made.__dict__.update(values)
+    return made
