@@ -134,7 +134,7 @@ def _read_records(file: Path) -> list[Record]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the garbage collector: its passes over thousands of records, none of them garbage, take a tenth of the time."""
+    """Without the garbage collector: passes over thousands of records, none of them garbage, took a tenth of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:
