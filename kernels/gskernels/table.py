@@ -274,6 +274,14 @@ def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
     return 2 * min(64 << 20, 8 * tiles * shape.batch) + shape.batch * shape.dim * item
 
 
+def _group_shared_cuda_fused(shape: Shape, pass_: str, item: int) -> int:
+    """On Hopper X^T, dX^T in fp32, the ring between blocks, and where each group's positives begin; else as Triton."""
+    if pass_ == STEP:
+        ring = 520 * 64 * (math.ceil(shape.batch / 64) + 1) * min(shape.group_size, 32) * item
+        return 2 * ring // 2 + shape.batch * shape.dim * (item + 4) + 4 * math.ceil(shape.labels / min(shape.group_size, 32))
+    return shape.batch * shape.labels * item
+
+
 def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Implementation:
     tail = f"group_shared/{backend}"
 
