@@ -26,7 +26,7 @@ SOURCE = "group_shared/hopper_step.cu"
 THREADS = 768
 RESERVED = 1024  # bytes of shared memory for barriers
 WANTED_STAGES, MOST_STAGES = 4, 8
-INPUT_SHARE = 0.55  # of the multiprocessors, for the blocks that own batch rows
+INPUT_SHARE = 0.485  # of the multiprocessors, for the blocks that own batch rows
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 
