@@ -12,7 +12,7 @@ constexpr int ROW = G * 2;                                     // bytes of a row
 constexpr int SWIZZLE = G == 64 ? 1 : G == 32 ? 2 : 3;         // of dY, as `wgmma_matrix` counts
 constexpr int WEIGHT_BYTES = G * K * 2, SLICE_BYTES = 64 * ROW;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + SLICES * SLICE_BYTES;
-constexpr int CONSUMERS = 16, WEIGHERS = 4, LOADERS = 2, STORERS = 2;  // warps
+constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps
 constexpr int THREADS = 32 * (CONSUMERS + WEIGHERS + LOADERS + STORERS);
 
 struct Step {

@@ -23,10 +23,10 @@ from gskernels.steps import Outcome, Targets, Updates, finish
 from gskernels.tune import cdiv
 
 SOURCE = "group_shared/hopper_step.cu"
-THREADS = 768
+THREADS = 896
 RESERVED = 1024  # bytes of shared memory for barriers
 WANTED_STAGES, MOST_STAGES = 4, 8
-INPUT_SHARE = 0.485  # of the multiprocessors, for the blocks that own batch rows
+INPUT_SHARE = 0.515  # of the multiprocessors, for the blocks that own batch rows
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 

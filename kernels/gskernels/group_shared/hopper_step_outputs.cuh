@@ -1,9 +1,8 @@
 // The blocks of hopper_step.cu that own labels: logits, loss, dY, dW and the update.
 //
 // A block takes every `blocks`-th unit with the whole batch, in a pipeline of stages: two loading warps gather the rows of X^T
-// that the unit's list names (they come from L2); four warpgroups make logits, loss and dY, each of 64 rows, the product of the
-// next item under way while they are at this one; a fifth multiplies dY^T X over all rows and updates the weights; two
-// storing warps send the old weights and dY to the ring.
+// that the unit's list names (they come from L2); four warpgroups make logits, loss and dY, each of 64 rows; two more, in turns,
+// multiply dY^T X over all rows and update the weights; two storing warps send the old weights and dY to the ring.
 #pragma once
 #include "hopper_step.cuh"
 #include "step_math.cuh"
@@ -12,6 +11,7 @@ constexpr int PITCH = K + 4;  // floats of a row of dW in shared memory: a warp'
 constexpr int GRADIENT_BYTES = (G * PITCH * 4 + 1023) / 1024 * 1024;
 constexpr int X_BYTES = K * ROWS * 2 > GRADIENT_BYTES ? K * ROWS * 2 : GRADIENT_BYTES;
 constexpr int STAGE_BYTES = X_BYTES + SLOT_BYTES;
+constexpr int COPIES = SLICES * 8 / LOADERS, OCTET = COPIES < 8 ? COPIES : 8;  // of 32 inputs by a loading warp, 512 bytes each
 constexpr int TEAMS = 4 / SLICES;  // of warpgroups, that are at different items
 constexpr int AHEAD = 8;  // units whose weights are on their way to L2
 constexpr int BIAS_AT = 16, FACTOR_AT = BIAS_AT + BIAS * G * 2, SUMS_AT = FACTOR_AT + FACTOR * G * 4;
@@ -72,12 +72,14 @@ struct Outputs {
         // A lane copies pieces of 16 bytes; a warp has half of 32 inputs.
 #pragma unroll
         for (int h = 0; h < K / 32; h++)
+#pragma unroll 1
+          for (int octet = 0; octet < COPIES / OCTET; octet++)
 #pragma unroll
-          for (int o = 0; o < SLICES * 8 / LOADERS; o++) {
-            const int k = SLICES == 4 ? warp * 16 + o : (warp * (SLICES * 8 / LOADERS) + o) * (4 / SLICES) + lane / (SLICES * 8);
-            const u32 input = __shfl_sync(~0u, list[h], k);
-            copy_async(at + (h * 32 + k) * 128 + (column ^ ((SLICES == 4 ? o & 7 : k & 7) << 4)), from + static_cast<i64>(input) * (stride * 2));
-          }
+            for (int o = 0; o < OCTET; o++) {
+              const int number = warp * COPIES + octet * OCTET + o, k = number * (4 / SLICES) + lane / (SLICES * 8);
+              const u32 input = __shfl_sync(~0u, list[h], k);
+              copy_async(at + (h * 32 + k) * 128 + (column ^ ((SLICES == 4 ? o : k & 7) << 4)), from + static_cast<i64>(input) * (stride * 2));
+            }
         if (warp == 1) {
           const u32 beside = extra(ring.stage);
           if (lane == 0) copy_async_4(beside, step.heads + unit);
@@ -143,33 +145,23 @@ struct Outputs {
     const int group = warp / 4, team = group / SLICES, slice = group % SLICES, wr = warp % 4, r = lane / 4, t = lane % 4;
     const int all = items(), row = wr * 16 + (lane & 15);
     Loss loss;
-    float d[G / 2], next[G / 2];  // what the lane works on; what a product is under way to
-    auto multiply = [&](int n) {
-      const int s = n % STAGES;
-      mbarrier_wait(full + 8 * s, n / STAGES & 1);
-      fence_async();  // X came by ordinary copies
-      const u64 x = wgmma_matrix(stage(s) + slice * (K * 128), 1024, 1024, 1), w = wgmma_matrix(stage(s) + X_BYTES, 16, 1024, 1);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < K / 16; k++)
-        Wgmma<T, G, 0>::template ss<1>(next, x + (k * 2048 >> 4), w + ((k / 4 * (G * 128) + k % 4 * 32) >> 4), k > 0);
-      wgmma_commit();
-    };
-    auto take = [&] {  // the compiler must not see that `d` is `next`, or it has no product run beside other work
-      wgmma_wait<0>();
-#pragma unroll
-      for (int i = 0; i < G / 2; i++) asm volatile("mov.b32 %0, %1;" : "=f"(d[i]) : "f"(next[i]));
-    };
-    if (team < all) {
-      multiply(team);
-      take();
-    }
     for (int n = team, rows = team % step.row_blocks, unit = block + team / step.row_blocks * blocks; n < all; n += TEAMS) {
       const int s = n % STAGES;
       const int left = min(G, step.labels - unit * G);                      // labels of the unit
       const int first = (rows * SLICES + slice) * 64 + wr * 16 + r;        // and 8 more: the lane's rows
       const u32 dy = stage(s) + X_BYTES + WEIGHT_BYTES + slice * SLICE_BYTES, beside = extra(s);
-      multiply(n + TEAMS < all ? n + TEAMS : n);  // after the last, once more, so that no product depends on a branch
+      mbarrier_wait(full + 8 * s, n / STAGES & 1);
+      fence_async();  // X came by ordinary copies
+      const u64 x = wgmma_matrix(stage(s) + slice * (K * 128), 1024, 1024, 1), w = wgmma_matrix(stage(s) + X_BYTES, 16, 1024, 1);
+      float d[G / 2];
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < K / 16; k++)
+        Wgmma<T, G, 0>::template ss<1>(d, x + (k * 2048 >> 4), w + ((k / 4 * (G * 128) + k % 4 * 32) >> 4), k > 0);
+      wgmma_commit();
+      const u32 head = load_shared(beside);
+      const u32 hit = head ? hits(head, first, t) : 0;
+      wgmma_wait<0>();
 #if BIAS
 #pragma unroll
       for (int j = 0; j < G / 8; j++) {
@@ -188,8 +180,7 @@ struct Outputs {
 #pragma unroll
       for (int i = 0; i < G / 4; i++) factors[i] = __uint_as_float(load_shared(beside + FACTOR_AT + (i / 2 * 8 + t * 2 + i % 2) * 4));
 #endif
-      const u32 head = load_shared(beside);
-      loss_and_slopes(d, head ? hits(head, first, t) : 0, factors, loss);
+      loss_and_slopes(d, hit, factors, loss);
 #if BIAS
       column_sums(d, beside + SUMS_AT + (slice * 4 + wr) * (G * 4), r, t);
 #endif
@@ -202,20 +193,20 @@ struct Outputs {
       if (lane == 0) mbarrier_arrive(filled + 8 * s);
       if (n / TEAMS % (LOSSES_A_FLUSH / (G / 2)) == 0) loss.flush();
       for (rows += TEAMS; rows >= step.row_blocks; rows -= step.row_blocks) unit += blocks;
-      take();
     }
     loss.flush();
     step.losses[block * (CONSUMERS * 32) + threadIdx.x] = loss.total;
   }
 
-  // By the fifth warpgroup: dW, and the update.
-  DEVICE void weigh(int wr, int lane, const Rates& rates) const {
+  // By the other warpgroups, a unit each in turns: dW, and the update.
+  DEVICE void weigh(int warp, int lane, const Rates& rates) const {
+    const int group = warp / 4, wr = warp % 4;
     float dw[PARTS][G / 2];
 #if BIAS
     const int thread = wr * 32 + lane;
     float db = 0;
 #endif
-    for (int n = 0, all = items(), rows = 0, unit = block; n < all; n++) {
+    for (int n = group * step.row_blocks, all = items(), rows = 0, unit = block + group * blocks; n < all; n++) {
       const int s = n % STAGES;
       const u32 x = stage(s), w = x + X_BYTES;
       mbarrier_wait(filled + 8 * s, n / STAGES & 1);  // behind fences for X and dY
@@ -243,8 +234,8 @@ struct Outputs {
         if (thread < left) step.db[label + thread] = db;
         db = 0;
 #endif
-        finish(dw, x, w, wr, lane, label, left, rates);
-        rows = 0, unit += blocks;
+        finish(dw, x, w, group, wr, lane, label, left, rates);
+        rows = 0, unit += WEIGHERS / 4 * blocks, n += (WEIGHERS / 4 - 1) * step.row_blocks;
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(empty + 8 * s);
@@ -275,8 +266,8 @@ struct Outputs {
   }
 
   // Update the weights of the unit, or store their gradient, through X's place in the stage.
-  DEVICE void finish(const float (&dw)[PARTS][G / 2], u32 x, u32 w, int wr, int lane, i64 label, int left, const Rates& rates) const {
-    barrier(1, 128);  // all four warps have multiplied
+  DEVICE void finish(const float (&dw)[PARTS][G / 2], u32 x, u32 w, int group, int wr, int lane, i64 label, int left, const Rates& rates) const {
+    barrier(1 + group, 128);  // all four warps have multiplied
 #pragma unroll
     for (int p = 0; p < PARTS; p++)
 #pragma unroll
@@ -284,7 +275,7 @@ struct Outputs {
         const int one = i / 4 * 8 + lane % 4 * 2 + i % 2, k = p * 64 + wr * 16 + lane / 4 + i % 4 / 2 * 8;
         asm volatile("st.shared.f32 [%0], %1;" ::"r"(x + (one * PITCH + k) * 4), "f"(dw[p][i]) : "memory");
       }
-    barrier(1, 128);
+    barrier(1 + group, 128);
 #pragma unroll
     for (int i = 0; i < G * K / 1024; i++) {
       const int number = wr * 32 + lane + i * 128, one = number / (K / 8), piece = number % (K / 8);
