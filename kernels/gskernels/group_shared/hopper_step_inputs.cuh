@@ -78,39 +78,35 @@ struct Inputs {
       const u32 w = stages + ring.stage * TAKEN_BYTES, dy = w + WEIGHT_BYTES, list = lists + ring.stage * LIST_BYTES + (16 * wr + r) * 2;
       mbarrier_wait(full + 8 * ring.stage, ring.phase);
       const u64 weights = wgmma_matrix(w, 1024, 1024, 1), grads = wgmma_matrix(dy + half * (32 * ROW), 16, 8 * ROW, SWIZZLE);
-      float products[PARTS][16];
-      u32 at[PARTS][2];
-      wgmma_fence();
-#pragma unroll
-      for (int p = 0; p < PARTS; p++)
-#pragma unroll
-        for (int j = 0; j < G / 16; j++)
-          Wgmma<T, 32, 0>::template ss<1>(products[p], weights + ((p * (G * 128) + j * 2048) >> 4), grads + ((j * 32) >> 4), j > 0);
-      wgmma_commit();
-#pragma unroll
-      for (int p = 0; p < PARTS; p++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) at[p][h] = own + load_index(list + p * 128 + h * 16) * 256;
-      wgmma_wait<0>();
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(empty + 8 * ring.stage);
-      barrier(mine, 256);
 #pragma unroll
       for (int p = 0; p < PARTS; p++) {
+        float products[16];
+        wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < G / 16; j++)
+          Wgmma<T, 32, 0>::template ss<1>(products, weights + ((p * (G * 128) + j * 2048) >> 4), grads + ((j * 32) >> 4), j > 0);
+        wgmma_commit();
+        u32 at[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) at[h] = own + load_index(list + p * 128 + h * 16) * 256;
+        wgmma_wait<0>();
+        __syncwarp();
+        if (lane == 0 && p == PARTS - 1) mbarrier_arrive(empty + 8 * ring.stage);
+        if (p == 0) barrier(mine, 256);
         float4 sum[2][2];
 #pragma unroll
         for (int c = 0; c < 2; c++)
 #pragma unroll
-          for (int h = 0; h < 2; h++) sum[c][h] = load_sums(at[p][h] ^ c * 64);
+          for (int h = 0; h < 2; h++) sum[c][h] = load_sums(at[h] ^ c * 64);
 #pragma unroll
         for (int c = 0; c < 2; c++)
 #pragma unroll
           for (int h = 0; h < 2; h++) {  // the piece at `at ^ 64 c` belongs to chunk c of even lanes, c ^ 1 of odd ones
-            const float *even = products[p] + c * 8 + h * 2, *swapped = products[p] + (c ^ 1) * 8 + h * 2;
+            const float *even = products + c * 8 + h * 2, *swapped = products + (c ^ 1) * 8 + h * 2;
             float4& v = sum[c][h];
             v.x += odd ? swapped[0] : even[0], v.y += odd ? swapped[1] : even[1];
             v.z += odd ? swapped[4] : even[4], v.w += odd ? swapped[5] : even[5];
-            store_sums(at[p][h] ^ c * 64, v);
+            store_sums(at[h] ^ c * 64, v);
           }
       }
       if (n + 1 < all) barrier_arrive(other, 256);
