@@ -63,6 +63,8 @@ def test_a_plan_fits_the_gpu(problem: Problem, bias: bool, factor: bool) -> None
     parts = plan.input_blocks // plan.slices
     assert plan.slots >= plan.row_blocks * (plan.output_blocks + plan.input_stages * parts)
     assert plan.slot_bytes % 1024 == 0
+    # Barriers tell phases apart by parity: a stage's next item must be for the warps that had the one before.
+    assert plan.stages % max(2, 4 // plan.item_slices) == 0
 
 
 @pytest.mark.parametrize("problem", [DEFAULT, TAKEN[-3], TAKEN[-2]], ids=str)

@@ -21,7 +21,7 @@ from gskernels import tune
 from gskernels.group_shared import hopper, hopper_step, portable
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
-from gskernels.steps import Outcome, Targets, Updates
+from gskernels.steps import Outcome, Targets, Updates, finish
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 
 
@@ -107,7 +107,11 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
     with tune.device_of(x):
         plan = None if guard else hopper_step.plan_for(problem, layer, targets, updates, x.device)
         if plan is not None:
-            return hopper_step.step(_ready(x), ready, targets, updates, problem, plan)
+            bias, factor = (None if t is None else _ready(t) for t in (ready.bias, targets.label_weight))
+            ready, aligned = replace(ready, bias=bias), replace(targets, label_weight=factor)
+            loss, dx, dw, db = hopper_step.step(_ready(x), ready, aligned, updates.get("weight"), problem, plan)
+            left = {name: update for name, update in updates.items() if name != "weight"}
+            return finish(loss, dx, layer, {"weight": dw, "bias": db}, left)
     from gskernels.group_shared import triton_step
 
     return triton_step.step(x, layer, targets, updates, guard)

@@ -6,7 +6,7 @@ memory and make dX. `hopper_step.cu` says how. A plan is a pure function of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,14 +19,14 @@ from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.optim import Update
 from gskernels.pointwise_triton import KINDS, ROUNDINGS, words
-from gskernels.steps import Outcome, Targets, Updates, finish
+from gskernels.steps import Targets, Updates
 from gskernels.tune import cdiv
 
 SOURCE = "group_shared/hopper_step.cu"
 THREADS = 896
 RESERVED = 1024  # bytes of shared memory for barriers
 WANTED_STAGES, MOST_STAGES = 4, 8
-INPUT_SHARE = 0.515  # of the multiprocessors, for the blocks that own batch rows
+INPUT_SHARE = 0.485  # of the multiprocessors, for the blocks that own batch rows
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 
@@ -70,12 +70,13 @@ def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: flo
     most = next(slices for slices in (1, 2, 4) if slices == 4 or slices * 64 >= problem.batch)
     stage = {slices: stage_bytes(problem.fan_in, unit, slices, bias, factor) for slices in (4, 2, 1) if slices <= most}
     item_slices = next((slices for slices in stage if room // stage[slices] >= WANTED_STAGES), min(stage))
-    stages = min(MOST_STAGES, room // stage[item_slices])
+    turns = max(2, 4 // item_slices)  # whoever is at a stage was there the time before: warps take items in turns
+    stages = min(MOST_STAGES, room // stage[item_slices]) // turns * turns
     row_blocks = cdiv(problem.batch, item_slices * 64)
     slices = row_blocks * item_slices
     parts = max(1, round(share * gpu.processors / slices))
     output_blocks = gpu.processors - parts * slices
-    if stages < 2 or input_stages < 2 or output_blocks < 1:
+    if stages < turns or input_stages < 2 or output_blocks < 1:
         return None
     # Blocks wait for each other through the ring: it holds what all have under way, several times.
     slots = row_blocks * (4 * output_blocks + 3 * (input_stages + 1) * parts)
@@ -119,9 +120,13 @@ def macros_of(
     }  # fmt: skip
 
 
-def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, problem: Problem, plan: Plan) -> Outcome:
-    """x [B, D]; operands are contiguous and begin on 16 bytes. Loss, dx, and dw or the update of the weights."""
-    update = updates.get("weight")
+def step(
+    x: Tensor, layer: Layer, targets: Targets, update: Update | None, problem: Problem, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """x [B, D] -> loss, dx, dw where there is no update of the weights, db [L] fp32 where there is a bias.
+
+    Operands are contiguous and begin on 16 bytes.
+    """
     how = Update(0.0) if update is None else update
     device, stride = x.get_device(), plan.slices * 64
     pointers, positives = targets.positives.pointers, targets.positives.labels
@@ -155,5 +160,4 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, problem: P
         plan.slices * (problem.dim // 16) + 1, 256,
         (sums, dx, losses, loss, problem.batch, problem.dim, plan.slices, losses.numel()),
     )  # fmt: skip
-    left = {name: one for name, one in updates.items() if name != "weight"}
-    return finish(loss, dx, replace(layer), {"weight": dw, "bias": db}, left)
+    return loss, dx, dw, db

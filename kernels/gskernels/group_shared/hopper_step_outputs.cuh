@@ -198,15 +198,17 @@ struct Outputs {
     step.losses[block * (CONSUMERS * 32) + threadIdx.x] = loss.total;
   }
 
-  // By the other warpgroups, a unit each in turns: dW, and the update.
+  // By the other warpgroups, a unit each in turns: dW, and the update. Where the batch has several blocks of rows, by the first
+  // alone: who waits for a stage must have waited for what was there before, or a phase of its barrier is taken for another.
   DEVICE void weigh(int warp, int lane, const Rates& rates) const {
-    const int group = warp / 4, wr = warp % 4;
+    const int group = warp / 4, wr = warp % 4, groups = step.row_blocks == 1 ? WEIGHERS / 4 : 1;
+    if (group >= groups) return;
     float dw[PARTS][G / 2];
 #if BIAS
     const int thread = wr * 32 + lane;
     float db = 0;
 #endif
-    for (int n = group * step.row_blocks, all = items(), rows = 0, unit = block + group * blocks; n < all; n++) {
+    for (int n = group, all = items(), rows = 0, unit = block + group * blocks; n < all; n++) {
       const int s = n % STAGES;
       const u32 x = stage(s), w = x + X_BYTES;
       mbarrier_wait(filled + 8 * s, n / STAGES & 1);  // behind fences for X and dY
@@ -235,7 +237,7 @@ struct Outputs {
         db = 0;
 #endif
         finish(dw, x, w, group, wr, lane, label, left, rates);
-        rows = 0, unit += WEIGHERS / 4 * blocks, n += (WEIGHERS / 4 - 1) * step.row_blocks;
+        rows = 0, unit += groups * blocks, n += groups - 1;
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(empty + 8 * s);
