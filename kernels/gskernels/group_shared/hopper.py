@@ -27,7 +27,9 @@ ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
-TILE_BYTES = 8192 + 16  # of dY in grad_input: 64 labels of 64 rows, two barriers
+TILE_BYTES = 8192 + 8  # of dY in grad_input: 64 labels of 64 rows, a barrier
+BARRIERS = 2 * 16 * 8  # of grad_input: bytes of those that say what has arrived
+GRAD_INPUT_THREADS = 4 * 128 + 64  # four warpgroups that add, two warps that ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
 FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4), (3, 3), (3, 4), (2, 3), (2, 4))
@@ -109,26 +111,26 @@ def tuned_forward(problem: Problem, gpu: Machine, bias: bool) -> tuple[str, list
 
 
 def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
-    """Sums of 64 rows in shared memory; the rest is for stages of dY, two if there is room, and of W."""
+    """Sums of 64 rows in shared memory; the rest is for tiles of dY, up to four, and, as much again, for stages of W."""
     macros = common_macros(problem, 128 if problem.fan_in == 64 else 64)
     if macros is None or problem.labels % 8:  # the copy engine wants rows of dY that begin on 16 bytes
         return None
     labels = max(TILE, int(macros["G"]))  # of what a block takes at once
     sums, stage = cdiv(problem.dim * 256, 1024) * 1024, stage_bytes(int(macros["G"]))
-    room = gpu.shared_bytes - RESERVED - sums
-    tile_stages = max(1, min(4, room // (4 * TILE_BYTES) * 2))
-    stages = min(16, (room - tile_stages * TILE_BYTES) // stage)
+    room = gpu.shared_bytes - RESERVED - BARRIERS - sums
+    tiles = max(1, min(4, room // (2 * TILE_BYTES)))
+    stages = min(16, (room - tiles * TILE_BYTES) // stage)
     if stages < 2:
         return None
     slices = cdiv(problem.batch, 64)
     parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, labels)))
-    shared = sums + tile_stages * TILE_BYTES + stages * stage
-    return Plan(macros, 320, shared, slices, slices * parts, (tile_stages, stages))
+    shared = sums + tiles * TILE_BYTES + stages * stage + BARRIERS
+    return Plan(macros, GRAD_INPUT_THREADS, shared, slices, slices * parts, (tiles, stages))
 
 
 def stage_bytes(group: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs, a list of these, two barriers."""
-    return min(group, 32) * 128 + 128 + 16
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs, a list of these, a barrier."""
+    return min(group, 32) * 128 + 128 + 8
 
 
 def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
@@ -203,13 +205,13 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     box = (64, min(group, 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.batch, problem.dim, problem.labels,
+    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.dim, problem.labels,
             plan.slices, plan.stages[0], plan.stages[1])  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)
     addends = (partial, dx, problem.batch, problem.dim, plan.slices, plan.blocks // plan.slices)
-    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 16), 256, addends)
+    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 4), 256, addends)
     return dx
 
 

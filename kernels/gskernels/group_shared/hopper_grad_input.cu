@@ -1,33 +1,28 @@
 // dX = dY W over groups, for Hopper, in a fixed order: hopper_grad_input.cuh by persistent blocks, one a multiprocessor, that
 // own 64 batch rows each and every parts-th tile; then the sum of what the blocks of the same rows hold.
 //
-// Macros: those of hopper_grad_input.cuh; WARPGROUPS (2, 3, 4); DEPTH (stages of W on their way in registers, or 0: by the
-// copy engine), AHEAD (stages that W enters the L2 cache early, 0: not; without DEPTH).
+// Macros: those of hopper_grad_input.cuh.
 #include "hopper_grad_input.cuh"
 
-constexpr int ADDERS = WARPGROUPS * 128, THREADS = ADDERS + (DEPTH ? 96 : 64);
+constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 64;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const T* __restrict__ w,
-                  const u16* __restrict__ lists, float* __restrict__ partial, int dim, int labels, int slices, int boxes, int stages) {
+hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
+                  float* __restrict__ partial, int dim, int labels, int slices, int tiles, int stages) {
   extern __shared__ __align__(1024) unsigned char shared[];
   using namespace grad_input;
-  const int slice = blockIdx.x % slices, thread = threadIdx.x;
-  const Layout layout(shared_address(shared), dim, boxes, stages);
+  const int thread = threadIdx.x;
+  const Layout layout(shared_address(shared), dim, tiles, stages);
   const Work work(blockIdx.x / slices, gridDim.x / slices, labels);
-  layout.init(thread, DEPTH ? 2 : 1);
+  layout.init(thread);
   __syncthreads();
   if (thread < ADDERS) {
     consume<WARPGROUPS>(layout, work, dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
-  } else if (thread < ADDERS + 32) {
-    if (thread == ADDERS) load_grads(layout, &grads, work, Whole{work, slice * 64}, AHEAD_Y);
-  } else {
-#if DEPTH
-    carry_weights<DEPTH>(layout, w, lists, work, thread - ADDERS - 32);
-#else
-    if (thread == ADDERS + 32) load_weights(layout, &weights, lists, work, AHEAD, slice, slices);
-#endif
+  } else if (thread == ADDERS) {
+    load_grads(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
+  } else if (thread == ADDERS + 32) {
+    load_weights(layout, &weights, lists, work);
   }
 }
 
