@@ -46,7 +46,7 @@ SOURCES: tuple[Source, ...] = (
     # Of the Hopper kernels; test_hopper_plans.py compiles what plans ask for.
     Source("group_shared/hopper_forward.cu", ("hopper_forward",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (64,), "WARPGROUPS": (3,), "STAGES": (2,),
-            "BIAS": (1,)}, HOPPER),
+            "BIAS": (1,), "WIDE": (1, 2)}, HOPPER),
     Source("group_shared/hopper_grad_weight.cu", ("hopper_grad_weight",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32), "LIST": (32,), "ROWS": (128,), "ALIGNED": (0, 1, 2)},
            HOPPER),

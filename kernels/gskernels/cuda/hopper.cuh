@@ -34,13 +34,13 @@ DEVICE void tma_load(u32 to, const TensorMap* map, u32 barrier, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y) : "memory");
 }
-// Into the L2 cache alone.
-DEVICE void tma_prefetch(const TensorMap* map, int x, int y) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
-}
 DEVICE void tma_store(const TensorMap* map, u32 from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];"
                ::"l"(map), "r"(from), "r"(x), "r"(y) : "memory");
+}
+DEVICE void tma_store(const TensorMap* map, u32 from, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];"
+               ::"l"(map), "r"(from), "r"(x), "r"(y), "r"(z) : "memory");
 }
 // Contiguous bytes, a multiple of 16, both ends on 16 bytes.
 DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 barrier) {

@@ -86,12 +86,13 @@ def forward_plans(problem: Problem, gpu: Machine, bias: bool = False) -> list[Pl
     if common is None or problem.labels % 8:  # the copy engine wants rows of Y that begin on 16 bytes
         return []
     lists = TILE // int(common["G"]) * problem.fan_in * 2
+    wide = 1 if problem.labels % TILE else 2  # tiles that are stored at once; then the map must see whole ones
     slices, plans = cdiv(problem.batch, 64), []
     for warpgroups, stages in FORWARD_CHOICES:
         shared = problem.dim * 128 + warpgroups * (stages * (TILE * problem.fan_in * 2 + lists) + 2 * TILE * 128)
         if shared + RESERVED <= gpu.shared_bytes:
-            parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE), warpgroups)))
-            macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias)}
+            parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE * wide), warpgroups)))
+            macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias), "WIDE": wide}
             plans.append(Plan(macros, warpgroups * 128, shared, slices, slices * parts))
     return plans
 
@@ -176,6 +177,12 @@ def _label_map(y: Tensor, rows: int) -> TensorMap:
     return tensor_map(y, (labels, batch), (labels * 2,), (TILE, rows), 128)
 
 
+def _wide_label_map(y: Tensor) -> TensorMap:
+    """[B, L] in boxes of 64 rows and twice 64 labels, each row's 256 bytes together."""
+    batch, labels = y.shape
+    return tensor_map(y, (TILE, labels // TILE, batch), (TILE * 2, labels * 2), (TILE, 2, 64), 128)
+
+
 def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """x [B, D] -> y [B, L], plus the bias if the layer has one."""
     shape, configs, plans = tuned_forward(problem, _gpu(x), layer.bias is not None)
@@ -190,7 +197,8 @@ def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
 def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
-    args = (weights, _label_map(y, 64), x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
+    logits = _label_map(y, 64) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
+    args = (weights, logits, x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)

@@ -3,10 +3,11 @@
 // A block holds X^T of one slice of 64 batch rows in shared memory and stays on its multiprocessor. Each of its
 // warpgroups computes tiles of 64 rows x 64 labels on its own: weights and lists come by the copy engine, STAGES tiles
 // ahead; rows of X^T that a group reads go straight to registers by ldmatrix, whose row addresses are the list; wgmma
-// multiplies; the tile goes through shared memory so that the copy engine writes 128 contiguous bytes a row.
+// multiplies; the tile goes through shared memory so that the copy engine writes whole pieces of rows: WIDE tiles at once, in
+// pieces of 128 or 256 bytes. The wider they are, the faster the memory takes them.
 //
 // Macros: ELEMENT, K (multiple of 64), G (16, 32 or 64 labels that share a list; 64 stands for every multiple of it), LIST
-// (labels of a real group), WARPGROUPS, STAGES, BIAS (0, 1).
+// (labels of a real group), WARPGROUPS, STAGES, BIAS (0, 1), WIDE (1; 2 if `y` is a map of [batch][labels / 64][64]).
 #include "hopper.cuh"
 
 constexpr int PRODUCTS = 64 / G;  // of a tile
@@ -30,7 +31,10 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
 
   const int tiles = cdiv(labels, 64), first = part * WARPGROUPS + group, step = parts * WARPGROUPS;
   const int groups = cdiv(labels, LIST);
-  auto load = [&](int tile, int stage) {
+  auto tile_of = [&](int turn) { return (first + turn / WIDE * step) * WIDE + turn % WIDE; };
+  auto load = [&](int turn) {
+    const int tile = tile_of(turn), stage = turn % STAGES;
+    if (tile >= tiles) return;
     const int at = tile * 64 / LIST, held = min(PRODUCTS, groups - at);
     mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + held * K * 2);
 #pragma unroll
@@ -42,15 +46,15 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
       // Lists that the last tile lacks would name any row: zero is one.
       for (int i = 0; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
       fence_async();
-      if (first + stage * step < tiles) load(first + stage * step, stage);
+      load(stage);
     }
   load_slice<64>(xt, x, slice * 64, batch, dim);
   __syncthreads();
 
   const int piece = 2 * warp + ((lane >> 3) & 1), k_of_lane = ((lane >> 4) << 3) + (lane & 7);
   const int row = warp * 16 + (lane & 15);
-  for (int tile = first, turn = 0; tile < tiles; tile += step, turn++) {
-    const int stage = turn % STAGES;
+  for (int turn = 0; tile_of(turn) < tiles; turn++) {
+    const int tile = tile_of(turn), stage = turn % STAGES, half = turn % WIDE;
     mbarrier_wait(full + 8 * stage, turn / STAGES & 1);
     const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES) + k_of_lane;
     float sums[PRODUCTS][G / 2];
@@ -71,10 +75,13 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
       wgmma_commit();
       if (PRODUCTS * K > 256 && p + 1 < PRODUCTS) wgmma_wait<0>();  // registers of one product at a time
     }
-    if (thread == 0) bulk_wait_read<1>();
+    if (thread == 0 && half == 0) bulk_wait_read<WIDE == 1>();
     wgmma_wait<0>();
-    barrier(1 + group, 128);  // the stage is read, and the tile before the last has left
-    const u32 to = out + (turn & 1) * TILE_BYTES + row * 128;
+    barrier(1 + group, 128);  // the stage is read, and what the buffer held before has left
+    if (thread == 0) load(turn + STAGES);
+    // Rows of WIDE 128-byte pieces, whose 16-byte pieces the copy engine finds turned by the number of the 128 bytes, mod 8.
+    const int line = row * WIDE + (WIDE == 1 ? 0 : half);
+    const u32 to = out + (WIDE == 1 ? (turn & 1) * TILE_BYTES : 0) + line * 128;
 #pragma unroll
     for (int p = 0; p < PRODUCTS; p++)
 #pragma unroll
@@ -89,14 +96,15 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
           d[4 * h] += low, d[4 * h + 1] += high, d[4 * h + 2] += low, d[4 * h + 3] += high;
         }
 #endif
-        store_matrices(to + ((column ^ (row & 7)) << 4), pack<T>(d[0], d[1]), pack<T>(d[2], d[3]), pack<T>(d[4], d[5]), pack<T>(d[6], d[7]));
+        store_matrices(to + ((column ^ (line & 7)) << 4), pack<T>(d[0], d[1]), pack<T>(d[2], d[3]), pack<T>(d[4], d[5]), pack<T>(d[6], d[7]));
       }
+    if (half < WIDE - 1 && tile + 1 < tiles) continue;
     fence_async();
     barrier(1 + group, 128);
     if (thread == 0) {
-      tma_store(&y, out + (turn & 1) * TILE_BYTES, tile * 64, slice * 64);
+      if (WIDE == 1) tma_store(&y, out + (turn & 1) * TILE_BYTES, tile * 64, slice * 64);
+      else tma_store(&y, out, 0, tile / WIDE * WIDE, slice * 64);
       bulk_commit();
-      if (tile + STAGES * step < tiles) load(tile + STAGES * step, stage);
     }
   }
   if (thread == 0) bulk_wait<0>();
