@@ -8,6 +8,13 @@
 // A kernel argument: `const __grid_constant__ TensorMap`; the host makes it with `gskernels.cuda.launch.tensor_map`.
 struct alignas(64) TensorMap { u64 opaque[16]; };
 
+// True for one lane of the warp, which must be whole.
+DEVICE bool elect() {
+  u32 one;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(one));
+  return one;
+}
+
 // ---- barriers in shared memory: 8 bytes each ----
 
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }

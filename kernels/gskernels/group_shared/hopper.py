@@ -29,7 +29,7 @@ LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
 TILE_BYTES = 8192 + 8  # of dY in grad_input: 64 labels of 64 rows, a barrier
 BARRIERS = 2 * 16 * 8  # of grad_input: bytes of those that say what has arrived
-GRAD_INPUT_THREADS = 4 * 128 + 64  # four warpgroups that add, two warps that ask the copy engine
+GRAD_INPUT_THREADS = 4 * 128 + 96  # four warpgroups that add, three warps that ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
 FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4), (3, 3), (3, 4), (2, 3), (2, 4))
@@ -93,7 +93,7 @@ def forward_plans(problem: Problem, gpu: Machine, bias: bool = False) -> list[Pl
         if shared + RESERVED <= gpu.shared_bytes:
             parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE * wide), warpgroups)))
             macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias), "WIDE": wide}
-            plans.append(Plan(macros, warpgroups * 128, shared, slices, slices * parts))
+            plans.append(Plan(macros, warpgroups * 160, shared, slices, slices * parts))
     return plans
 
 
@@ -120,7 +120,7 @@ def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
     sums, stage = cdiv(problem.dim * 256, 1024) * 1024, stage_bytes(int(macros["G"]))
     room = gpu.shared_bytes - RESERVED - BARRIERS - sums
     tiles = max(1, min(4, room // (2 * TILE_BYTES)))
-    stages = min(16, (room - tiles * TILE_BYTES) // stage)
+    stages = min(16, (room - tiles * TILE_BYTES) // stage) // 2 * 2
     if stages < 2:
         return None
     slices = cdiv(problem.batch, 64)
@@ -178,9 +178,9 @@ def _label_map(y: Tensor, rows: int) -> TensorMap:
 
 
 def _wide_label_map(y: Tensor) -> TensorMap:
-    """[B, L] in boxes of 64 rows and twice 64 labels, each row's 256 bytes together."""
+    """[B, L] in boxes of 16 rows and twice 64 labels, each row's 256 bytes together."""
     batch, labels = y.shape
-    return tensor_map(y, (TILE, labels // TILE, batch), (TILE * 2, labels * 2), (TILE, 2, 64), 128)
+    return tensor_map(y, (TILE, labels // TILE, batch), (TILE * 2, labels * 2), (TILE, 2, 16), 128)
 
 
 def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
@@ -197,7 +197,7 @@ def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
 def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
-    logits = _label_map(y, 64) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
+    logits = _label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
     args = (weights, logits, x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())

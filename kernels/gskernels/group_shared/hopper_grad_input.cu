@@ -4,7 +4,7 @@
 // Macros: those of hopper_grad_input.cuh.
 #include "hopper_grad_input.cuh"
 
-constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 64;
+constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, LOADING = 2, THREADS = ADDERS + 32 + LOADING * 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
@@ -19,10 +19,10 @@ hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_consta
   if (thread < ADDERS) {
     consume<WARPGROUPS>(layout, work, dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
-  } else if (thread == ADDERS) {
+  } else if (thread < ADDERS + 32) {
     load_grads(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
-  } else if (thread == ADDERS + 32) {
-    load_weights(layout, &weights, lists, work);
+  } else {
+    load_weights<LOADING>(layout, &weights, lists, work, (thread - ADDERS) / 32 - 1);
   }
 }
 

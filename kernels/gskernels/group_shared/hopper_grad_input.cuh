@@ -80,15 +80,17 @@ struct Whole {
   DEVICE int2 at(int tile) const { return make_int2(work.label(tile), row); }
 };
 
-// By one thread: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
-// returns once the copy engine may read it; done(tile) is told, in order, when it has been read and multiplied.
+// By one warp: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
+// returns once the copy engine may read it; done(tile) is told, in order, when it has been read and multiplied. All lanes
+// call all three.
 template <class Source> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, const Source& source) {
   Ring y(s.tiles);
+  const bool one = elect();
   for (int i = 0; i < work.tiles + s.tiles; i++, y.advance()) {
     if (i < work.tiles) source.ready(i);
     y.wait_empty(s.tile_empty);
     if (i >= s.tiles) source.done(i - s.tiles);
-    if (i < work.tiles) {
+    if (i < work.tiles && one) {
       const int2 at = source.at(i);
       mbarrier_expect(y.full(s.tile_full), TILE_BYTES);
       tma_load(s.grads + y.place * TILE_BYTES, map, y.full(s.tile_full), at.x, at.y);
@@ -96,18 +98,24 @@ template <class Source> DEVICE void load_grads(const Layout& s, const TensorMap*
   }
 }
 
-// By one thread: W (boxes of STAGE labels x 64 inputs) and the lists.
-DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work) {
+// By LOADING warps, of which this is number `turn`: W (boxes of STAGE labels x 64 inputs) and the lists. To ask for a stage takes
+// one thread about as long as a unit takes to be added, so several take turns. LOADING divides the number of stages, so
+// that each place in the ring is the business of one.
+template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work,
+                                                int turn) {
   Ring w(s.stages);
+  w.advance(turn);
+  const bool one = elect();
   const int all = work.tiles * UNITS * STAGES;
-  for (int i = 0; i < all; i++, w.advance()) {
+  for (int i = turn; i < all; i += LOADING, w.advance(LOADING)) {
     const int e = i % STAGES, unit = i / STAGES, k = unit % PARTS * 64;
     const int label = work.label(unit / UNITS) + unit / PARTS % GROUPS * GROUP + e * STAGE;
-    const i64 list = min(label, work.labels - 1) / LIST * static_cast<i64>(K) + k;
     w.wait_empty(s.empty);
-    mbarrier_expect(w.full(s.full), STAGE_BYTES + LIST_BYTES);
-    tma_load(s.weights + w.place * STAGE_BYTES, map, w.full(s.full), k, label);
-    bulk_load(s.lists + w.place * LIST_BYTES, lists + list, LIST_BYTES, w.full(s.full));
+    if (one) {
+      mbarrier_expect(w.full(s.full), STAGE_BYTES + LIST_BYTES);
+      tma_load(s.weights + w.place * STAGE_BYTES, map, w.full(s.full), k, label);
+      bulk_load(s.lists + w.place * LIST_BYTES, lists + min(label, work.labels - 1) / LIST * static_cast<i64>(K) + k, LIST_BYTES, w.full(s.full));
+    }
   }
 }
 
