@@ -51,7 +51,8 @@ SOURCES: tuple[Source, ...] = (
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32), "LIST": (32,), "ROWS": (128,), "ALIGNED": (0, 1, 2)},
            HOPPER),
     Source("group_shared/hopper_grad_input.cu", ("hopper_grad_input", "hopper_grad_input_sum"),
-           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,)}, HOPPER),
+           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
+            "RING_W": (2,)}, HOPPER),
     # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.
     Source("fixed_fan_in/cuda_expand.cu", ("expand", "collect", "transpose"),
            {"ELEMENT": ("float", "bf16"), "INDEX": ("short", "int"), "WARPS": (4,)}),

@@ -27,9 +27,8 @@ ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
-TILE_BYTES = 8192 + 8  # of dY in grad_input: 64 labels of 64 rows, a barrier
-BARRIERS = 2 * 16 * 8  # of grad_input: bytes of those that say what has arrived
-GRAD_INPUT_THREADS = 4 * 128 + 96  # four warpgroups that add, three warps that ask the copy engine
+BARRIERS = 1024  # bytes for those of grad_input
+GRAD_INPUT_THREADS = 4 * 128 + 128  # warpgroups that add, and one whose warps ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
 FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4), (3, 3), (3, 4), (2, 3), (2, 4))
@@ -37,17 +36,13 @@ FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4
 
 @dataclass(frozen=True)
 class Plan:
-    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid.
-
-    stages: of the rings whose length the kernel takes as an argument.
-    """
+    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid."""
 
     macros: Mapping[str, int | str]
     threads: int
     shared_bytes: int
     slices: int
     blocks: int
-    stages: tuple[int, ...] = ()
 
 
 @functools.cache
@@ -116,22 +111,28 @@ def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
     macros = common_macros(problem, 128 if problem.fan_in == 64 else 64)
     if macros is None or problem.labels % 8:  # the copy engine wants rows of dY that begin on 16 bytes
         return None
-    labels = max(TILE, int(macros["G"]))  # of what a block takes at once
-    sums, stage = cdiv(problem.dim * 256, 1024) * 1024, stage_bytes(int(macros["G"]))
+    group = int(macros["G"])
+    tile, stage, sums = TILE * 64 * 2, stage_bytes(group, problem.fan_in), cdiv(problem.dim * 256, 1024) * 1024
     room = gpu.shared_bytes - RESERVED - BARRIERS - sums
-    tiles = max(1, min(4, room // (2 * TILE_BYTES)))
-    stages = min(16, (room - tiles * TILE_BYTES) // stage) // 2 * 2
-    if stages < 2:
+    tiles = power_of_two(max(1, min(4, room // (2 * tile))))
+    stages = power_of_two(min(16, (room - tiles * tile) // stage))
+    if stages == 0:
         return None
     slices = cdiv(problem.batch, 64)
-    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, labels)))
-    shared = sums + tiles * TILE_BYTES + stages * stage + BARRIERS
-    return Plan(macros, GRAD_INPUT_THREADS, shared, slices, slices * parts, (tiles, stages))
+    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, max(TILE, group))))  # a block takes so many at once
+    shared = BARRIERS + sums + tiles * tile + stages * stage
+    return Plan(macros | {"RING_Y": tiles, "RING_W": stages}, GRAD_INPUT_THREADS, shared, slices, slices * parts)
 
 
-def stage_bytes(group: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs, a list of these, a barrier."""
-    return min(group, 32) * 128 + 128 + 8
+def stage_bytes(group: int, fan_in: int) -> int:
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs and their list, twice where a warpgroup takes two at once."""
+    together = 2 if group <= 32 and max(1, TILE // group) * (fan_in // 64) % 2 == 0 else 1
+    return together * (min(group, 32) * 128 + 128)
+
+
+def power_of_two(n: int) -> int:
+    """The largest that does not exceed n; 0 if n is less than 1."""
+    return 1 << n.bit_length() - 1 if n > 0 else 0
 
 
 def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
@@ -214,7 +215,7 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
     args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.dim, problem.labels,
-            plan.slices, plan.stages[0], plan.stages[1])  # fmt: skip
+            plan.slices)  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)

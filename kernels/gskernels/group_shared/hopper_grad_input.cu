@@ -4,25 +4,30 @@
 // Macros: those of hopper_grad_input.cuh.
 #include "hopper_grad_input.cuh"
 
-constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, LOADING = 2, THREADS = ADDERS + 32 + LOADING * 32;
+#ifndef WARPGROUPS
+#define WARPGROUPS 4
+#endif
+constexpr int ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 128;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
-                  float* __restrict__ partial, int dim, int labels, int slices, int tiles, int stages) {
+                  float* __restrict__ partial, int dim, int labels, int slices) {
   extern __shared__ __align__(1024) unsigned char shared[];
   using namespace grad_input;
   const int thread = threadIdx.x;
-  const Layout layout(shared_address(shared), dim, tiles, stages);
+  const Layout layout(shared_address(shared), dim);
   const Work work(blockIdx.x / slices, gridDim.x / slices, labels);
   layout.init(thread);
   __syncthreads();
   if (thread < ADDERS) {
+    if (WARPGROUPS == 4) more_registers<112>();
     consume<WARPGROUPS>(layout, work, dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
-  } else if (thread < ADDERS + 32) {
-    load_grads(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
   } else {
-    load_weights<LOADING>(layout, &weights, lists, work, (thread - ADDERS) / 32 - 1);
+    if (WARPGROUPS == 4) fewer_registers<32>();
+    const int warp = (thread - ADDERS) / 32;
+    if (warp == 0) load_grads<2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
+    else if (warp <= 2) load_weights<2>(layout, &weights, lists, work, warp - 1);
   }
 }
 
