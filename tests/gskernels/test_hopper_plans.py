@@ -48,6 +48,20 @@ def test_a_plan_fits_the_gpu_and_its_kernel_spills_nothing(problem: Problem, pas
     assert needs.registers * plan.threads <= 65_536
 
 
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_rings_of_grad_input_are_powers_of_two_and_fill_the_room(problem: Problem) -> None:
+    plan = hopper.grad_input_plan(problem, H200)
+    if plan is None:
+        return
+    tiles, stages = int(plan.macros["RING_Y"]), int(plan.macros["RING_W"])
+    assert tiles in (1, 2, 4)
+    assert stages in (1, 2, 4, 8, 16)
+    stage = hopper.stage_bytes(int(plan.macros["G"]), problem.fan_in)
+    assert plan.shared_bytes == hopper.BARRIERS + problem.dim * 256 + tiles * 64 * 128 + stages * stage
+    left = H200.shared_bytes - hopper.RESERVED - plan.shared_bytes
+    assert left < stages * stage or stages == 16
+
+
 @pytest.mark.parametrize(
     ("change", "taken"),
     [

@@ -4,10 +4,7 @@
 // Macros: those of hopper_grad_input.cuh.
 #include "hopper_grad_input.cuh"
 
-#ifndef WARPGROUPS
-#define WARPGROUPS 4
-#endif
-constexpr int ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 128;
+constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 128;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
@@ -20,11 +17,11 @@ hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_consta
   layout.init(thread);
   __syncthreads();
   if (thread < ADDERS) {
-    if (WARPGROUPS == 4) more_registers<112>();
+    more_registers<112>();
     consume<WARPGROUPS>(layout, work, dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
   } else {
-    if (WARPGROUPS == 4) fewer_registers<32>();
+    fewer_registers<32>();
     const int warp = (thread - ADDERS) / 32;
     if (warp == 0) load_grads<2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
     else if (warp <= 2) load_weights<2>(layout, &weights, lists, work, warp - 1);

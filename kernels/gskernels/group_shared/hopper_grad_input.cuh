@@ -2,10 +2,10 @@
 //
 // A block owns 64 batch rows and a sequence of tiles of 64 labels. dX^T of its rows stays in shared memory, fp32
 // [dim][64]. A unit is 64 inputs of one group: `consume` multiplies W^T [64 x GROUP] by dY^T [GROUP x 64] and adds the
-// product to the rows that the list names. Warpgroups take units in turns. They multiply as soon as operands are there; to
-// add they wait for the unit before, separately for the two halves of 32 rows. So two of them add at a time, in different
-// halves, while others multiply or wait for memory with their products in registers. The order of every sum is fixed, and
-// as a list holds distinct inputs, no addition needs an atomic.
+// product to the rows that the list names. Warpgroups take units in turns, TOGETHER of them at once. They multiply as soon as
+// operands are there; to add they wait for the units before, separately for the two halves of 32 rows. So two warpgroups add
+// at a time, in different halves, while others multiply or wait for memory with their products in registers. The order of
+// every sum is fixed, and as a list holds distinct inputs, no addition needs an atomic.
 //
 // Inputs are the rows of the product, batch rows its columns. Lane (r, t) of a warp holds four neighbouring sums twice for
 // each of two inputs and half: 16-byte pieces, of which four lanes make 64 bytes of one input. Lanes of even r take the
@@ -99,8 +99,7 @@ template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const
   }
 }
 
-// By LOADING warps, of which this is number `turn`: W (boxes of STAGE labels x 64 inputs) and the lists. To ask for a stage takes
-// one thread about as long as a unit takes to be added, so they take turns. LOADING is 1 or 2.
+// By LOADING warps (1 or 2) in turns, of which this is number `turn`: W (boxes of STAGE labels x 64 inputs) and the lists.
 template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work,
                                                 int turn) {
   const bool one = elect();
