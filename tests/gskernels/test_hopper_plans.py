@@ -115,3 +115,10 @@ def test_the_default_point_fills_the_gpu() -> None:
     plan = hopper.forward_plan(DEFAULT, H200)
     assert plan is not None
     assert (plan.blocks, plan.slices, plan.macros["WARPGROUPS"], plan.macros["STAGES"]) == (132, 4, 4, 2)
+
+
+@pytest.mark.parametrize(("labels", "wide"), [(655_360, 2), (655_424, 2), (655_368, 1)])
+def test_tiles_leave_in_pairs_where_the_map_sees_whole_ones(labels: int, wide: int) -> None:
+    plan = hopper.forward_plan(replace(DEFAULT, labels=labels), H200)
+    assert plan is not None
+    assert plan.macros["WIDE"] == wide
