@@ -65,6 +65,7 @@ def test_a_plan_fits_the_gpu(problem: Problem, bias: bool, factor: bool) -> None
     assert plan.slot_bytes % 1024 == 0
     # Barriers tell phases apart by parity: a stage's next item must be for the warps that had the one before.
     assert plan.stages % max(2, 4 // plan.item_slices) == 0
+    assert plan.input_stages % 2 == 0
 
 
 @pytest.mark.parametrize("problem", [DEFAULT, TAKEN[-3], TAKEN[-2]], ids=str)

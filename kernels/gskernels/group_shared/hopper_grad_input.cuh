@@ -121,20 +121,6 @@ template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap
   }
 }
 
-DEVICE u32 load_index(u32 at) {
-  u32 v;
-  asm volatile("{\n.reg .u16 h;\nld.shared.u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(v) : "r"(at) : "memory");
-  return v;
-}
-DEVICE float4 load_sums(u32 at) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
-  return v;
-}
-DEVICE void store_sums(u32 at, float4 v) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-
 // By ADDING whole warpgroups (2 to 4), `thread` 0 the first of theirs: zeroes the sums, adds all units, waits for each
 // other. Barriers FIRST to FIRST + 3 ADDING of the block are theirs.
 template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const Work& work, int dim, int thread) {

@@ -66,11 +66,12 @@ def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: flo
         return None
     room = gpu.shared_bytes - RESERVED
     sums, taken = cdiv(problem.dim * 256, 1024) * 1024, unit * problem.fan_in * 2 + 64 * unit * 2 + problem.fan_in * 2
-    input_stages = min(16, (room - sums) // taken)
+    input_stages = min(16, (room - sums) // taken) // 2 * 2
     most = next(slices for slices in (1, 2, 4) if slices == 4 or slices * 64 >= problem.batch)
     stage = {slices: stage_bytes(problem.fan_in, unit, slices, bias, factor) for slices in (4, 2, 1) if slices <= most}
     item_slices = next((slices for slices in stage if room // stage[slices] >= WANTED_STAGES), min(stage))
-    turns = max(2, 4 // item_slices)  # whoever is at a stage was there the time before: warps take items in turns
+    # Who waits at a stage was there the time before, as barriers tell passages apart by parity: warps take items in turns.
+    turns = max(2, 4 // item_slices)
     stages = min(MOST_STAGES, room // stage[item_slices]) // turns * turns
     row_blocks = cdiv(problem.batch, item_slices * 64)
     slices = row_blocks * item_slices
