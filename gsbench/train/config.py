@@ -41,6 +41,8 @@ class Encoder(BaseModel):
     kind: Literal["bag_of_words", "transformer"] = "bag_of_words"
     dim: Count = Field(default=768, description="D; of a transformer, its hidden size")
     dropout: Share = 0.3
+    feature_dropout: Share = Field(default=0.0, description="bag of words: share of a document's features left out at random")
+    norm: bool = Field(default=False, description="bag of words: a layer norm of the activations, before dropout")
     blocks: int = Field(default=0, strict=True, ge=0, description="residual blocks of two layers each")
     std: float = Field(default=0.05, gt=0, description="of the initial embeddings")
     model: str = Field(default="", description="transformer: a name or folder that transformers can load")
@@ -62,6 +64,7 @@ class Output(BaseModel):
     implementation: str = Field(default="", description="of the sparse layer; by default the fastest of the device")
     chunk_labels: Count = Field(default=8192, description="labels of a chunk of chunked_dense")
     weights: Literal["fp32", "bf16"] = "fp32"
+    fused: bool = Field(default=True, description="loss, gradients and, by sgd, the update in one pass, where they can be")
 
 
 class Rewire(BaseModel):
@@ -117,7 +120,7 @@ class Training(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the activations (autocast)")
     evaluate_every: Count = Field(default=1, description="epochs")
     checkpoint_every: Count = Field(default=1000, description="updates; and at the end of each epoch")
-    keep: Count = Field(default=2, description="newest checkpoints kept, beside the best")
+    keep: int = Field(default=2, strict=True, ge=0, description="newest checkpoints kept, beside the best; 0: none")
     log_every: Count = Field(default=50, description="updates")
 
 

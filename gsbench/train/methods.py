@@ -121,7 +121,7 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
             layer = new_layer(out, dim, data.labels, orders.layer, head_labels(out, data.labels), settings.seed)
         except ValueError as e:
             raise UserError(f"output: {e}") from None
-        output = LinearOutput(layer, data.labels, orders.layer, out.loss)
+        output = LinearOutput(layer, data.labels, orders.layer, out.loss, out.fused)
     for name, parameter in output.named_parameters():
         if name.endswith("bias"):
             nn.init.constant_(parameter, bias)
@@ -133,13 +133,14 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
 
 
 def new_optimizer(settings: config.Optimizer, parameters: Sequence[Tensor], seed: int) -> torch.optim.Optimizer:
+    fused = True if all(parameter.is_cuda for parameter in parameters) else None
     if settings.name == "sgd":
         if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
             return SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
                        update=settings.update, seed=seed)  # fmt: skip
-        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+    return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def learning_rate(settings: config.Optimizer, update: int, updates: int) -> float:

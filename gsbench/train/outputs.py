@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from gsbench.train import config
 from gsbench.train.encoders import Batch
+from gsbench.train.updates import Updater
 from gskernels import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
+from gskernels.fused import fused_loss
+from gskernels.layer import Layer
 from gskernels.loss import binary_cross_entropy, squared_hinge
 from gskernels.optim import stochastic_round
+from gskernels.positives import Positives
+from gskernels.ranking import MOST, topk
+from gskernels.steps import Targets
 
 _LOSSES = {"cross_entropy": binary_cross_entropy, "squared_hinge": squared_hinge}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -23,7 +29,8 @@ class Output(nn.Module, ABC):
     """Every method's output layer.
 
     - loss(hidden, batch): summed over documents and labels; differentiable in hidden and the parameters
-    - top(hidden, k): (scores, labels), each [B, k], best first, labels in the numbering of the data set
+    - top(hidden, k, exclude): (scores, labels), each [B, k], best first, labels in the numbering of the data set, without
+      those that `exclude` lists for a row; -1 where no label is left
     """
 
     labels: int
@@ -32,48 +39,97 @@ class Output(nn.Module, ABC):
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor: ...
 
     @abstractmethod
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 class LinearOutput(Output):
     """A layer of gskernels (or torch.nn.Linear) and the order in which it has the labels.
 
     label_order [L] is the label at each position of the layer, label_position [L] its inverse; both are in the state_dict.
+    fused: the loss is one pass with its gradients (`gskernels.fused_loss`), which stores no logits where an implementation
+    can do without. Where `updater` is set for a step, that pass has updated the parameters too and leaves them no gradient.
     """
 
     label_order: Tensor
     label_position: Tensor
 
-    def __init__(self, layer: nn.Module, labels: int, order: Tensor | None, loss: str) -> None:
+    def __init__(self, layer: nn.Module, labels: int, order: Tensor | None, loss: str, fused: bool = False) -> None:
         super().__init__()
-        self.layer, self.labels, self._loss = layer, labels, _LOSSES[loss]
+        self.layer, self.labels, self._loss, self._fused = layer, labels, loss, fused
         self._moved = order is not None
         order = torch.arange(labels) if order is None else order
         self.register_buffer("label_order", order.clone())
         self.register_buffer("label_position", order.argsort())
         self.keep_gradients = False  # set for a step whose rewiring looks at gradients
+        self.updater: Updater | None = None  # set for a step that may update in its own pass
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, L] by position."""
         options = {"internal": True} if isinstance(self.layer, HeadTailLinear) else {}
-        weight = next(self.layer.parameters())
-        if not torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(weight.dtype)
-        y: Tensor = self.layer(hidden, **options)
+        y: Tensor = self.layer(self._cast(hidden), **options)
         return y
 
-    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The gradient is written over the logits: no second [B, L]."""
-        y, positives = self.logits(hidden), batch.positives
-        if self._moved:
-            positives = by_position(batch.pointers, positives, self.label_position)
-        self._kept = (hidden.detach(), y.detach()) if self.keep_gradients else None
-        return self._loss(y, batch.pointers, positives, in_place=True, check=False)
+    def fuses(self, hidden: Tensor) -> bool:
+        """Whether the loss of these activations is one pass: not where gradients of the logits are kept, and not on a GPU
+        where sums must have a fixed order."""
+        ordered = hidden.is_cuda and torch.are_deterministic_algorithms_enabled()
+        return self._fused and not self.keep_gradients and not ordered
 
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scores, positions = self.logits(hidden).topk(k)
-        return scores.float(), self.label_order[positions]
+    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Where it is not fused the gradient is written over the logits: no second [B, L]."""
+        if self.fuses(hidden):
+            return self._fused_loss(self._cast(hidden), batch)
+        y = self.logits(hidden)
+        self._kept = (hidden.detach(), y.detach()) if self.keep_gradients else None
+        return _LOSSES[self._loss](y, batch.pointers, self._by_position(batch), in_place=True, check=False)
+
+    def _fused_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        layer = self.layer
+        moves = self._moved and not isinstance(layer, HeadTailLinear)  # that one knows the order itself
+        targets = Targets(Positives(batch.pointers, self._by_position(batch) if moves else batch.positives), self._loss)
+        updates = {} if self.updater is None else self.updater.updates(layer, hidden)
+        if isinstance(layer, nn.Linear):
+            return fused_loss(hidden, Layer(layer.weight, bias=layer.bias), targets, updates, check=False)
+        assert isinstance(layer, (BottleneckLinear, GroupSharedLinear, HeadTailLinear))
+        return layer.loss(hidden, targets, updates, check=False)
+
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+        """In one pass without stored logits where k and the implementation allow it."""
+        layer, known_order = self.layer, isinstance(self.layer, HeadTailLinear)
+        if exclude is not None and self._moved and not known_order:
+            exclude = Positives(exclude.pointers, by_position(exclude.pointers, exclude.labels, self.label_position))
+        if k > MOST:
+            return self._top_of_logits(hidden, k, exclude)
+        weight = next(layer.parameters())
+        hidden = hidden.to(weight.dtype)
+        if isinstance(layer, nn.Linear):
+            scores, found = topk(hidden, Layer(layer.weight, bias=layer.bias), k, exclude)
+        else:
+            assert isinstance(layer, (BottleneckLinear, GroupSharedLinear, HeadTailLinear))
+            scores, found = layer.topk(hidden, k, exclude)
+        if self._moved and not known_order:
+            found = torch.where(found < 0, -1, self.label_order[found.clamp(min=0)])
+        return scores, found
+
+    def _top_of_logits(self, hidden: Tensor, k: int, exclude: Positives | None) -> tuple[Tensor, Tensor]:
+        y = self.logits(hidden)
+        if exclude is not None:
+            at = exclude.labels
+            if isinstance(self.layer, HeadTailLinear):
+                at = self.label_position[at]
+            y[exclude.rows(), at] = -math.inf
+        scores, found = y.topk(k)
+        return scores.float(), torch.where(scores == -math.inf, -1, self.label_order[found])
+
+    def _cast(self, hidden: Tensor) -> Tensor:
+        """To the dtype of the weights; under autocast the layer does it."""
+        if torch.is_autocast_enabled(hidden.device.type):
+            return hidden
+        return hidden.to(next(self.layer.parameters()).dtype)
+
+    def _by_position(self, batch: Batch) -> Tensor:
+        return by_position(batch.pointers, batch.positives, self.label_position) if self._moved else batch.positives
 
     @property
     def sparse(self) -> GroupSharedLinear:
@@ -126,14 +182,18 @@ class ChunkedDense(Output):
         """fp32 [B, n] of a chunk."""
         return (hidden.to(self.weight.dtype) @ self.weight[labels].t()).float() + self.bias[labels]
 
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
         scores, best = hidden.new_empty(len(hidden), 0), torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device)
         for labels in self.chunks():
-            part, at = self.logits(hidden, labels).topk(min(k, labels.stop - labels.start))
+            y = self.logits(hidden, labels)
+            if exclude is not None:
+                inside = exclude.within(labels.start, labels.stop)
+                y[inside.rows(), inside.labels] = -math.inf
+            part, at = y.topk(min(k, labels.stop - labels.start))
             scores, best = torch.cat([scores.float(), part], 1), torch.cat([best, at + labels.start], 1)
             scores, order = scores.topk(min(k, scores.shape[1]))
             best = best.gather(1, order)
-        return scores, best
+        return scores, torch.where(scores == -math.inf, -1, best)
 
     def forward_backward(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, its gradient in hidden [B, D] fp32); weights and bias updated in training."""
