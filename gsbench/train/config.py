@@ -41,8 +41,7 @@ class Encoder(BaseModel):
     kind: Literal["bag_of_words", "transformer"] = "bag_of_words"
     dim: Count = Field(default=768, description="D; of a transformer, its hidden size")
     dropout: Share = 0.3
-    feature_dropout: Share = Field(default=0.0, description="bag of words: share of a document's features left out at random")
-    norm: bool = Field(default=False, description="bag of words: a layer norm of the activations, before dropout")
+    feature_dropout: Share = Field(default=0.0, description="bag of words: share of the features left out at random")
     blocks: int = Field(default=0, strict=True, ge=0, description="residual blocks of two layers each")
     std: float = Field(default=0.05, gt=0, description="of the initial embeddings")
     model: str = Field(default="", description="transformer: a name or folder that transformers can load")
@@ -101,6 +100,8 @@ class Optimizer(BaseModel):
     decay: Literal["cosine", "none"] = "cosine"
     clip: float = Field(default=0.0, ge=0, description="largest norm of the gradients; 0: not clipped")
     update: Literal["nearest", "stochastic", "kahan"] = Field(default="nearest", description="how bf16 weights are updated")
+    tail: float = Field(default=1.0, gt=0, description="factor of lr for the tail of a head-tail layer, whose labels "
+                        "read K of D inputs: at one rate their logits move K / D as far as the head's")  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
@@ -155,6 +156,10 @@ class Config(BaseModel):
             raise ValueError("encoder.model must name a transformer")
         if sgd.update != "nearest" and out.weights != "bf16":
             raise ValueError(f"output_optimizer.update = {sgd.update!r} is for output.weights = 'bf16'")
+        if sgd.tail != 1 and out.method != "head_tail":
+            raise ValueError("output_optimizer.tail is for method head_tail; for other layers set lr")
+        if self.encoder_optimizer.tail != 1:
+            raise ValueError("encoder_optimizer.tail: the encoder has no tail; set output_optimizer.tail")
         if self.encoder_optimizer.update != "nearest":
             raise ValueError("encoder_optimizer.update: the encoder's weights are fp32; only 'nearest' is allowed")
         if out.method == "chunked_dense":

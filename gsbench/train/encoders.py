@@ -36,8 +36,8 @@ class Batch:
 
 
 class BagOfWords(nn.Module):
-    """TF-IDF rows times an embedding, ReLU, layer norm if asked for, dropout, then residual blocks: D -> D -> D with a layer
-    norm before. In training a share of the features is left out, and the others grow by as much.
+    """TF-IDF rows times an embedding, ReLU, dropout, then residual blocks: D -> D -> D with a layer norm before. In training
+    a share of the features is left out, and the others grow by as much.
 
     Parameters: `embedding` [F, D], drawn from N(0, std^2); `bias` [D], zero.
     """
@@ -48,7 +48,6 @@ class BagOfWords(nn.Module):
         self.embedding = nn.EmbeddingBag(features, self.dim, mode="sum", include_last_offset=True)
         nn.init.normal_(self.embedding.weight, std=settings.std)
         self.bias = nn.Parameter(torch.zeros(self.dim))
-        self.norm = nn.LayerNorm(self.dim) if settings.norm else nn.Identity()
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(self.dim), nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
             for _ in range(settings.blocks)
@@ -58,7 +57,7 @@ class BagOfWords(nn.Module):
         """columns [n] and values [n] of rows pointers [B + 1] -> [B, D]."""
         values = F.dropout(inputs["values"], self.feature_dropout, self.training)
         summed = self.embedding(inputs["columns"], inputs["pointers"], per_sample_weights=values)
-        x = F.dropout(self.norm(F.relu(summed + self.bias)), self.dropout, self.training)
+        x = F.dropout(F.relu(summed + self.bias), self.dropout, self.training)
         for block in self.blocks:
             x = x + F.dropout(block(x), self.dropout, self.training)
         return x

@@ -89,7 +89,7 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
     return Grid(name, seeds, made, candidates)
 
 
-def _candidates(whole: Mapping[str, Any], listed: Any, tune: Mapping[str, Any], seed: int, where: str) -> list[Candidate]:
+def _candidates(whole: dict[str, Any], listed: Any, tune: dict[str, Any], seed: int, where: str) -> list[Candidate]:
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise UserError(f"{where}: tune: must be a list of tables of settings, got {listed!r}")
     share, epochs, found = tune.get("validation", 0.05), tune.get("epochs"), []

@@ -135,9 +135,9 @@ def new_state(
     model = methods.build(settings, data, orders, updates, mean).to(device)
     encoder = [p for name, part in model.modules().items() if name != "output" for p in part.parameters()]
     optimizers = {"encoder": methods.new_optimizer(settings.encoder_optimizer, encoder, settings.seed)}
-    if not isinstance(model.output, ChunkedDense):
-        parameters = list(model.output.parameters())
-        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, parameters, settings.seed)
+    if isinstance(model.output, LinearOutput):
+        parameters, tail = list(model.output.parameters()), model.output.tail_parameters()
+        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, parameters, settings.seed, tail)
     rewirer = methods.new_rewirer(settings, model.output, optimizers.get("output"), updates)
     return State(model, optimizers, rewirer)
 
@@ -192,7 +192,7 @@ def _update(settings: config.Config, state: State, batches: list[encoders.Batch]
     model = state.model.train()
     rates = {"encoder": settings.encoder_optimizer, "output": settings.output_optimizer}
     for name, optimizer in state.optimizers.items():
-        optimizer.param_groups[0]["lr"] = methods.learning_rate(rates[name], state.update, updates)
+        methods.set_rate(optimizer, methods.learning_rate(rates[name], state.update, updates))
     if isinstance(model.output, ChunkedDense):
         model.output.lr = methods.learning_rate(settings.output_optimizer, state.update, updates)
     rewires = state.rewirer is not None and state.rewirer.due(state.update)
@@ -209,14 +209,14 @@ def _update(settings: config.Config, state: State, batches: list[encoders.Batch]
             objective = loss
             if model.auxiliary is not None and model.auxiliary.factor(state.update) > 0:
                 objective = loss + model.auxiliary.loss(hidden, batch, state.update)
-        value = float(objective.detach())
+        value, plain = torch.stack([objective.detach(), loss.detach()]).tolist()  # the one place where the host waits
         if not math.isfinite(value):
             raise Diverged(f"update {state.update + 1}: the loss is {value}; {_blame(state, batch, hidden)}")
         objective.backward()
-        total += float(loss.detach())
+        total += plain
     for name, optimizer in state.optimizers.items():
         if rates[name].clip > 0:
-            parameters: list[Tensor] = optimizer.param_groups[0]["params"]
+            parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, rates[name].clip)
         optimizer.step()
     if rewires and state.rewirer is not None and isinstance(model.output, LinearOutput):

@@ -138,6 +138,10 @@ class LinearOutput(Output):
         assert isinstance(layer, GroupSharedLinear)
         return layer
 
+    def tail_parameters(self) -> list[nn.Parameter]:
+        """Of a head-tail layer; empty for others."""
+        return list(self.layer.tail.parameters()) if isinstance(self.layer, HeadTailLinear) else []
+
     def kept_gradients(self) -> tuple[Tensor, Tensor]:
         """(x [B, D], dY [B, labels]) of the sparse part at the last backward. Only where `keep_gradients` was set."""
         if self._kept is None:

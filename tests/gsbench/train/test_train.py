@@ -143,11 +143,11 @@ def test_residual_blocks_clipping_and_squared_hinge(data: Path, tmp_path: Path) 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("system", tiny.SYSTEMS)
 def test_every_system_on_a_gpu(system: str, precision: str, data: Path, tmp_path: Path) -> None:
-    training = {"epochs": 12, "batch": 32, "precision": precision}
+    training = {"epochs": 4, "batch": 32, "precision": precision}
     made = tiny.settings(data, system, device="cuda", deterministic=False, training=training)
     result = tiny.trained(tmp_path / "run", made)
     losses = [event["loss"] for event in read_log(tmp_path / "run") if event["kind"] == "epoch"]
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     assert result["peak_bytes"] > 0
     opened = evaluate.open_trained(checkpoint.newest(tmp_path / "run"), device=torch.device("cuda"))
     rows = np.arange(opened.data.test.rows)
