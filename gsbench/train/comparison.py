@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """jobs: runs at a time, which seconds an epoch depend on. epochs: of a candidate and of a final run."""
+    """jobs: runs at a time, which seconds an epoch depend on. epochs: of a candidate and of a final run. diverged: why a
+    method has no row."""
 
     name: str
     seeds: list[int]
@@ -48,6 +49,7 @@ class Comparison:
     device: str = ""
     jobs: int = 1
     epochs: tuple[int, int] | None = None  # None: nothing was tuned
+    diverged: dict[str, str] = field(default_factory=dict)
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -106,6 +108,7 @@ def markdown(found: Comparison) -> str:
         lines[-1] += f" {found.device}."
     if found.jobs > 1:
         lines[-1] += f" {found.jobs} runs at a time: seconds an epoch are not those of a run that has the device to itself."
+    lines += [f"\n{method} diverged: {why}" for method, why in found.diverged.items()]
     tuned = [(row.method, row.tuned) for row in found.rows if row.tuned is not None]
     if tuned and found.epochs is not None:
         short, full = found.epochs

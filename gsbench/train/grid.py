@@ -121,10 +121,10 @@ def _in_words(changes: Mapping[str, Any], prefix: str = "") -> str:
 def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
     """Every method with every seed, each in a run folder of its own; done ones are read, cut-off ones gone on with.
 
-    jobs: runs at a time, each in a process of its own if more than one. Raises UserError as `loop.train` does, except
-    that a candidate may diverge.
+    jobs: runs at a time, each in a process of its own if more than one. A candidate may diverge; a method whose candidates
+    all do, or one of whose final runs does, is left out and named. Raises UserError as `loop.train` does otherwise.
     """
-    rows, epochs, device = [], None, ""
+    rows, epochs, device, diverged = [], None, "", {}
     with Pool(jobs) as pool:
         trials = {
             method: [pool.start(_trial(out, method, i, one.trial)) for i, one in enumerate(candidates)]
@@ -134,23 +134,30 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
         for method, plain in grid.methods.items():
             settings, tuned = plain, None
             if method in trials:
-                tuned = _chosen(method, grid.candidates[method], [pool.result(trial) for trial in trials[method]])
+                results = [pool.result(trial) for trial in trials[method]]
+                if all("diverged" in result for result in results):
+                    diverged[method] = results[-1]["diverged"]
+                    continue
+                tuned = _chosen(grid.candidates[method], results)
                 settings = grid.candidates[method][tuned.chosen].final
                 epochs = (grid.candidates[method][tuned.chosen].trial.training.epochs, settings.training.epochs)
             started[method] = (tuned, [pool.start(_final(out, method, seed, settings)) for seed in grid.seeds])
         for method, (tuned, finals) in started.items():
             results = [pool.result(one) for one in finals]
+            if why := next((result["diverged"] for result in results if "diverged" in result), None):
+                diverged[method] = why
+                continue
             times = [
                 event["epoch_s"] for seed in grid.seeds for event in read_log(out / f"{method}-{seed}")
                 if event["kind"] == "epoch" and event["epoch_s"] is not None
             ]  # fmt: skip
             metrics = {key: interval([r["test"][key] for r in results]) for key in results[0]["test"]}
-            peak = max(r["peak_bytes"] for r in results)
-            device = results[0].get("device_name", "")
-            rows.append(
-                Row(method, len(results), results[0]["output_parameters"], metrics, float(np.median(times)), peak, tuned)
-            )
-    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs)
+            peak, size, epoch_s = max(r["peak_bytes"] for r in results), results[0]["output_parameters"], np.median(times)
+            device = results[0]["device_name"]
+            rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak, tuned))
+    if not rows:
+        raise UserError("; ".join(f"{method} diverged: {why}" for method, why in diverged.items()))
+    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, diverged)
 
 
 def _trial(out: Path, method: str, number: int, settings: config.Config) -> Job:
@@ -163,10 +170,8 @@ def _final(out: Path, method: str, seed: int, settings: config.Config) -> Job:
     return Job(out / name, settings.model_copy(update={"seed": seed, "name": name}), test=True)
 
 
-def _chosen(method: str, candidates: list[Candidate], results: list[dict[str, Any]]) -> Tuned:
-    """The best by P@1 on the held-out documents; the first of equals."""
+def _chosen(candidates: list[Candidate], results: list[dict[str, Any]]) -> Tuned:
+    """The best by P@1 on the held-out documents; the first of equals. Not all have diverged."""
     values = [None if "diverged" in result else result["validation"]["P@1"] for result in results]
-    known = [(value, -i) for i, value in enumerate(values) if value is not None]
-    if not known:
-        raise UserError(f"{method}: every candidate diverged; the last: {results[-1]['diverged']}")
-    return Tuned([one.said for one in candidates], values, -max(known)[1])
+    best = max((value, -i) for i, value in enumerate(values) if value is not None)
+    return Tuned([one.said for one in candidates], values, -best[1])

@@ -134,10 +134,14 @@ def new_state(
     mean = float(known.frequency.sum()) / max(1, known.documents)
     model = methods.build(settings, data, orders, updates, mean).to(device)
     encoder = [p for name, part in model.modules().items() if name != "output" for p in part.parameters()]
-    optimizers = {"encoder": methods.new_optimizer(settings.encoder_optimizer, encoder, settings.seed)}
+    own, tail = [], []
     if isinstance(model.output, LinearOutput):
-        parameters, tail = list(model.output.parameters()), model.output.tail_parameters()
-        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, parameters, settings.seed, tail)
+        shared, tail = model.output.shared_parameters(), model.output.tail_parameters()
+        encoder += shared
+        own = [p for p in model.output.parameters() if not any(p is one for one in shared)]
+    optimizers = {"encoder": methods.new_optimizer(settings.encoder_optimizer, encoder, settings.seed)}
+    if own:
+        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, own, settings.seed, tail)
     rewirer = methods.new_rewirer(settings, model.output, optimizers.get("output"), updates)
     return State(model, optimizers, rewirer)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gsbench.errors import UserError
 from gsbench.train import config, encoders
 from gsbench.train.data.dataset import DataSet
-from gsbench.train.outputs import DTYPES, Auxiliary, ChunkedDense, LinearOutput, Output, new_layer
+from gsbench.train.outputs import DTYPES, Auxiliary, ChunkedDense, LinearOutput, Output, new_down, new_layer
 from gskernels import Rewirer, Schedule
 from gskernels.grouping import grouped, label_features
 from gskernels.optim import SGD
@@ -121,7 +121,8 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
             layer = new_layer(out, dim, data.labels, orders.layer, head_labels(out, data.labels), settings.seed)
         except ValueError as e:
             raise UserError(f"output: {e}") from None
-        output = LinearOutput(layer, data.labels, orders.layer, out.loss, out.fused)
+        down = new_down(out, dim, data.labels)
+        output = LinearOutput(layer, data.labels, orders.layer, out.loss, out.fused, down)
     for name, parameter in output.named_parameters():
         if name.endswith("bias"):
             nn.init.constant_(parameter, bias)

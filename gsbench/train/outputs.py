@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gsbench.train import config
 from gsbench.train.encoders import Batch
 from gsbench.train.updates import Updater
-from gskernels import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
+from gskernels import FixedFanInLinear, GroupSharedLinear, HeadTailLinear
 from gskernels.fused import fused_loss
 from gskernels.layer import Layer
 from gskernels.loss import binary_cross_entropy, squared_hinge
@@ -20,6 +20,7 @@ from gskernels.optim import stochastic_round
 from gskernels.positives import Positives
 from gskernels.ranking import MOST, topk
 from gskernels.steps import Targets
+from gskernels.table import Shape
 
 _LOSSES = {"cross_entropy": binary_cross_entropy, "squared_hinge": squared_hinge}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,7 +44,8 @@ class Output(nn.Module, ABC):
 
 
 class LinearOutput(Output):
-    """A layer of gskernels (or torch.nn.Linear) and the order in which it has the labels.
+    """A layer of gskernels (or torch.nn.Linear), the order in which it has the labels, and for a bottleneck the projection
+    `down` before it: D -> r in fp32, which all labels share, so the encoder's optimizer trains it.
 
     label_order [L] is the label at each position of the layer, label_position [L] its inverse; both are in the state_dict.
     fused: the loss is one pass with its gradients (`gskernels.fused_loss`), which stores no logits where an implementation
@@ -53,9 +55,12 @@ class LinearOutput(Output):
     label_order: Tensor
     label_position: Tensor
 
-    def __init__(self, layer: nn.Module, labels: int, order: Tensor | None, loss: str, fused: bool = False) -> None:
+    def __init__(
+        self, layer: nn.Module, labels: int, order: Tensor | None, loss: str, fused: bool = False,
+        down: nn.Linear | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.layer, self.labels, self._loss, self._fused = layer, labels, loss, fused
+        self.layer, self.down, self.labels, self._loss, self._fused = layer, down, labels, loss, fused
         self._moved = order is not None
         order = torch.arange(labels) if order is None else order
         self.register_buffer("label_order", order.clone())
@@ -67,7 +72,7 @@ class LinearOutput(Output):
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, L] by position."""
         options = {"internal": True} if isinstance(self.layer, HeadTailLinear) else {}
-        y: Tensor = self.layer(self._cast(hidden), **options)
+        y: Tensor = self.layer(self._read(hidden), **options)
         return y
 
     def fuses(self, hidden: Tensor) -> bool:
@@ -79,7 +84,7 @@ class LinearOutput(Output):
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Where it is not fused the gradient is written over the logits: no second [B, L]."""
         if self.fuses(hidden):
-            return self._fused_loss(self._cast(hidden), batch)
+            return self._fused_loss(self._read(hidden), batch)
         y = self.logits(hidden)
         self._kept = (hidden.detach(), y.detach()) if self.keep_gradients else None
         return _LOSSES[self._loss](y, batch.pointers, self._by_position(batch), in_place=True, check=False)
@@ -91,7 +96,7 @@ class LinearOutput(Output):
         updates = {} if self.updater is None else self.updater.updates(layer, hidden)
         if isinstance(layer, nn.Linear):
             return fused_loss(hidden, Layer(layer.weight, bias=layer.bias), targets, updates, check=False)
-        assert isinstance(layer, (BottleneckLinear, GroupSharedLinear, HeadTailLinear))
+        assert isinstance(layer, (GroupSharedLinear, HeadTailLinear))
         return layer.loss(hidden, targets, updates, check=False)
 
     def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
@@ -101,12 +106,11 @@ class LinearOutput(Output):
             exclude = Positives(exclude.pointers, by_position(exclude.pointers, exclude.labels, self.label_position))
         if k > MOST:
             return self._top_of_logits(hidden, k, exclude)
-        weight = next(layer.parameters())
-        hidden = hidden.to(weight.dtype)
+        hidden = self._read(hidden).to(next(layer.parameters()).dtype)
         if isinstance(layer, nn.Linear):
             scores, found = topk(hidden, Layer(layer.weight, bias=layer.bias), k, exclude)
         else:
-            assert isinstance(layer, (BottleneckLinear, GroupSharedLinear, HeadTailLinear))
+            assert isinstance(layer, (GroupSharedLinear, HeadTailLinear))
             scores, found = layer.topk(hidden, k, exclude)
         if self._moved and not known_order:
             found = torch.where(found < 0, -1, self.label_order[found.clamp(min=0)])
@@ -122,8 +126,10 @@ class LinearOutput(Output):
         scores, found = y.topk(k)
         return scores.float(), torch.where(scores == -math.inf, -1, self.label_order[found])
 
-    def _cast(self, hidden: Tensor) -> Tensor:
-        """To the dtype of the weights; under autocast the layer does it."""
+    def _read(self, hidden: Tensor) -> Tensor:
+        """What the layer reads, in the dtype of its weights; under autocast the layer casts."""
+        if self.down is not None:
+            hidden = self.down(hidden)
         if torch.is_autocast_enabled(hidden.device.type):
             return hidden
         return hidden.to(next(self.layer.parameters()).dtype)
@@ -137,6 +143,10 @@ class LinearOutput(Output):
         layer = self.layer.tail if isinstance(self.layer, HeadTailLinear) else self.layer
         assert isinstance(layer, GroupSharedLinear)
         return layer
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that all labels share, for the encoder's optimizer: a bottleneck's projection."""
+        return [] if self.down is None else list(self.down.parameters())
 
     def tail_parameters(self) -> list[nn.Parameter]:
         """Of a head-tail layer; empty for others."""
@@ -270,14 +280,31 @@ class Auxiliary(nn.Module):
         return self.factor(step) * loss
 
 
+def rank_of(settings: config.Output, dim: int, labels: int) -> int:
+    """Of the bottleneck with as many FLOPs as fan-in K."""
+    return Shape(1, dim, labels, settings.fan_in, 1).bottleneck_rank
+
+
+def new_down(settings: config.Output, dim: int, labels: int) -> nn.Linear | None:
+    """The projection of a bottleneck; starts as `gskernels.BottleneckLinear`'s, which keeps the scale of what it reads."""
+    if settings.method != "bottleneck":
+        return None
+    down = nn.Linear(dim, rank_of(settings, dim, labels), bias=False)
+    nn.init.uniform_(down.weight, -math.sqrt(3 / dim), math.sqrt(3 / dim))
+    return down
+
+
 def new_layer(settings: config.Output, dim: int, labels: int, order: Tensor | None, head: int, seed: int) -> nn.Module:
-    """The layer of a method; `order` [L] is what `methods` found, for a head-tail layer the head's labels first."""
+    """The layer of a method; of a bottleneck, what comes after `new_down`.
+
+    `order` [L] is what `methods` found, for a head-tail layer the head's labels first.
+    """
     dtype, k, g = DTYPES[settings.weights], settings.fan_in, settings.group_size
     implementation = settings.implementation or None
     if settings.method == "dense":
         return nn.Linear(dim, labels, dtype=dtype)
     if settings.method == "bottleneck":
-        return BottleneckLinear(dim, labels, k, dtype=dtype)
+        return nn.Linear(rank_of(settings, dim, labels), labels, dtype=dtype)
     if settings.method == "fixed_fan_in":
         return FixedFanInLinear(dim, labels, k, seed=seed, implementation=implementation, dtype=dtype)
     if settings.method == "group_shared":

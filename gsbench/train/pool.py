@@ -15,7 +15,7 @@ from gsbench.train import config, runs
 
 @dataclass(frozen=True)
 class Job:
-    """A run in its folder. test: whether it ends with metrics on the test documents; without, it may diverge."""
+    """A run in its folder. test: whether it ends with metrics on the test documents."""
 
     run: Path
     settings: config.Config
@@ -47,7 +47,7 @@ class Pool:
         return job if self._pool is None else self._pool.submit(trained, job, True)
 
     def result(self, started: Job | Future[dict[str, Any]]) -> dict[str, Any]:
-        """What result.json of the run holds; {"diverged": why} for a job without a test that did."""
+        """What result.json of the run holds; {"diverged": why} for one that did."""
         found = trained(started) if isinstance(started, Job) else started.result()
         if self._pool is not None and "name" in found:
             metrics = found.get("test") or found.get("validation") or {}
@@ -59,7 +59,7 @@ class Pool:
 def trained(job: Job, quiet: bool = False) -> dict[str, Any]:
     """The result of a run: read where it is done, from its newest checkpoint where there is one, else from the start.
 
-    Raises UserError where the folder holds a run of other settings.
+    {"diverged": why} where it did. Raises UserError where the folder holds a run of other settings.
     """
     from gsbench.train import loop
 
@@ -74,8 +74,6 @@ def trained(job: Job, quiet: bool = False) -> dict[str, Any]:
             raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
         return runs.result_of(run) or loop.train(settings, run, resume=True, **options)
     except loop.Diverged as e:
-        if job.test:
-            raise
         return {"diverged": str(e)}
 
 

@@ -108,8 +108,14 @@ def test_a_candidate_may_diverge_but_not_all(data: Path, tmp_path: Path, monkeyp
     assert math.isnan(row.metrics["P@1"][1])
     assert "diverged" in comparison.markdown(comparison.Comparison("a", [0], [row], epochs=(6, 8)))
     broken.append(1e-6)
-    with pytest.raises(UserError, match="dense: every candidate diverged; the last: update 3: the loss is nan"):
+    with pytest.raises(UserError, match="dense diverged: update 3: the loss is nan"):
         run_grid(grid_of(one, "the test"), tmp_path / "b")
+    two = table(data, seeds=[0], tune={"candidates": [LOW, {"output_optimizer": {"lr": 0.02}}], "validation": 0.2})
+    two["methods"]["shared"]["tune"] = [HIGH, LOW]
+    found = run_grid(grid_of(two, "the test"), tmp_path / "c")  # one method is left
+    assert [row.method for row in found.rows] == ["dense"]
+    assert found.diverged == {"shared": "update 3: the loss is nan"}
+    assert "shared diverged: update 3: the loss is nan" in comparison.markdown(found)
 
 
 @pytest.mark.parametrize(

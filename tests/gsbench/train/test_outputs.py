@@ -9,9 +9,8 @@ from torch import Tensor
 
 from gsbench.train import config
 from gsbench.train.encoders import Batch
-from gsbench.train.outputs import Auxiliary, ChunkedDense, LinearOutput, by_position, new_layer
+from gsbench.train.outputs import Auxiliary, ChunkedDense, LinearOutput, by_position, new_down, new_layer
 from gsbench.train.updates import Updater, can_update
-from gskernels.nn import BottleneckLinear
 from gskernels.optim import SGD
 from gskernels.positives import Positives
 from tests.allocations import allocations
@@ -39,16 +38,15 @@ def output(method: str, seed: int = 0, fused: bool = False, **options: object) -
     torch.manual_seed(seed)
     grouped = method in config.GROUPED
     order = torch.randperm(L, generator=torch.Generator().manual_seed(9)) if grouped else None
-    return LinearOutput(new_layer(settings, D, L, order, 6, 0), L, order, settings.loss, fused)
+    down = new_down(settings, D, L)
+    return LinearOutput(new_layer(settings, D, L, order, 6, 0), L, order, settings.loss, fused, down)
 
 
 def dense_of(made: LinearOutput) -> tuple[Tensor, Tensor]:
     """Weight [L, D] and bias [L] of the same function, labels as in the data set."""
     layer = made.layer
     if isinstance(layer, torch.nn.Linear):
-        return layer.weight, layer.bias
-    if isinstance(layer, BottleneckLinear):
-        return layer.weight @ layer.down, layer.bias  # type: ignore[return-value]
+        return layer.weight if made.down is None else layer.weight @ made.down.weight, layer.bias
     dense = layer.to_dense()  # type: ignore[operator]
     if made.layer.__class__.__name__ == "HeadTailLinear":  # knows the order itself
         return dense.weight, dense.bias
@@ -89,7 +87,8 @@ def test_ranking_without_excluded_labels(method: str, k: int) -> None:
     labels = 300
     settings = config.Output.model_validate({"method": method, "fan_in": 4, "group_size": 8})
     order = torch.randperm(labels, generator=torch.Generator().manual_seed(9)) if method in config.GROUPED else None
-    made = LinearOutput(new_layer(settings, D, labels, order, 30, 0), labels, order, "cross_entropy")
+    layer, down = new_layer(settings, D, labels, order, 30, 0), new_down(settings, D, labels)
+    made = LinearOutput(layer, labels, order, "cross_entropy", down=down)
     hidden, some = batch(labels=labels)
     everything = made.top(hidden, labels)[1]
     exclude = Positives(some.pointers, some.positives)
@@ -107,7 +106,7 @@ def test_a_fused_step_updates_as_the_optimizer_would(method: str, kind: str) -> 
     pairs = []
     for fused in (False, True):
         made = output(method, fused=fused)
-        parameters = list(made.parameters())
+        parameters = list(made.layer.parameters())
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=0.01) if kind == "torch"
             else SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
@@ -163,7 +162,8 @@ def test_no_second_buffer_of_logits(method: str, fused: bool, buffers: int) -> N
     labels, rows = 40_000, 256  # logits of 41 MB: more than any operator's chunks
     settings = config.Output.model_validate({"method": method, "fan_in": 4, "group_size": 8})
     order = torch.randperm(labels) if method in config.GROUPED else None
-    made = LinearOutput(new_layer(settings, D, labels, order, 4000, 0), labels, order, "cross_entropy", fused)
+    layer, down = new_layer(settings, D, labels, order, 4000, 0), new_down(settings, D, labels)
+    made = LinearOutput(layer, labels, order, "cross_entropy", fused, down)
     hidden, some = batch(labels=labels, rows=rows)
     hidden.requires_grad_()
 
