@@ -69,7 +69,8 @@ def _compare(table: Grid, out: Path, jobs: int = 1) -> list[Row]:
     from gsbench.train.grid import run_grid
 
     found = run_grid(table, out, jobs)
-    _print(found.rows)
+    if found.rows:
+        _print(found.rows)
     print("written: " + ", ".join(str(file) for file in write(found, out)))
     return found.rows
 

@@ -18,10 +18,10 @@ FILE = "comparison.json"
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a method's settings were chosen: P@1 of each candidate on held-out training documents (None: it diverged)."""
+    """How a method's settings were chosen: metrics of each candidate on held-out training documents (None: it diverged)."""
 
     candidates: list[str]  # what each changes, in words
-    validation: list[float | None]
+    validation: list[dict[str, float] | None]  # those in SHOWN
     chosen: int
 
 
@@ -35,13 +35,12 @@ class Row:
     metrics: dict[str, tuple[float, float]]
     epoch_s: float
     peak_bytes: int
-    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """jobs: runs at a time, which seconds an epoch depend on. epochs: of a candidate and of a final run. diverged: why a
-    method has no row."""
+    """rows: none where nothing but candidates was trained. jobs: runs at a time, which seconds an epoch depend on.
+    epochs: of a candidate and of a final run. diverged: why a method has no row."""
 
     name: str
     seeds: list[int]
@@ -49,6 +48,7 @@ class Comparison:
     device: str = ""
     jobs: int = 1
     epochs: tuple[int, int] | None = None  # None: nothing was tuned
+    tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
     diverged: dict[str, str] = field(default_factory=dict)
 
 
@@ -63,14 +63,15 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def write(found: Comparison, out: Path) -> list[Path]:
-    """comparison.json, .md and .png."""
-    files = [out / f"comparison.{kind}" for kind in ("json", "md", "png")]
+    """comparison.json and .md, and .png where there are rows."""
+    files = [out / f"comparison.{kind}" for kind in (("json", "md", "png") if found.rows else ("json", "md"))]
     plain = asdict(found)
     for row in plain["rows"]:
         row["metrics"] = {k: [m, None if math.isnan(h) else h] for k, (m, h) in row["metrics"].items()}
     files[0].write_text(json.dumps(plain, indent=1) + "\n")
     files[1].write_text(f"# {found.name}\n\n{markdown(found)}\n")
-    _plot(found.rows, files[2])
+    if found.rows:
+        _plot(found.rows, files[2])
     return files
 
 
@@ -81,10 +82,10 @@ def read(file: Path) -> Comparison:
         rows = []
         for row in plain.pop("rows"):
             metrics = {k: (m, math.nan if h is None else h) for k, (m, h) in row.pop("metrics").items()}
-            tuned = row.pop("tuned", None)
-            rows.append(Row(metrics=metrics, tuned=None if tuned is None else Tuned(**tuned), **row))
+            rows.append(Row(metrics=metrics, **row))
         epochs = plain.pop("epochs", None)
-        return Comparison(rows=rows, epochs=None if epochs is None else (epochs[0], epochs[1]), **plain)
+        tuned = {method: Tuned(**one) for method, one in plain.pop("tuned", {}).items()}
+        return Comparison(rows=rows, epochs=None if epochs is None else (epochs[0], epochs[1]), tuned=tuned, **plain)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError(f"{file}: not a comparison that gsbench train --grid wrote: {e}") from None
 
@@ -99,31 +100,35 @@ def cells(row: Row) -> list[str]:
 
 def markdown(found: Comparison) -> str:
     """The table, what it means, and how settings were chosen."""
-    lines = _table(HEADER, [cells(row) for row in found.rows])
-    seeds = f"{len(found.seeds)} seeds: mean ± half of the 95 % confidence interval." if len(found.seeds) > 1 else (
-        "One seed: no interval, and small differences mean nothing."
-    )
-    lines += ["", f"On the test documents, in percent. {seeds}"]
-    if found.device:
-        lines[-1] += f" {found.device}."
-    if found.jobs > 1:
-        lines[-1] += f" {found.jobs} runs at a time: seconds an epoch are not those of a run that has the device to itself."
+    lines = _results(found) if found.rows else []
     lines += [f"\n{method} diverged: {why}" for method, why in found.diverged.items()]
-    tuned = [(row.method, row.tuned) for row in found.rows if row.tuned is not None]
-    if tuned and found.epochs is not None:
-        short, full = found.epochs
-        lines += [
-            "", f"Settings of each method: the best of {len(tuned[0][1].candidates)} candidates by P@1 on held-out training "
-            f"documents ({short} epochs each), then trained with every seed on all training documents ({full} epochs).", "",
-        ]  # fmt: skip
-        lines += _table(["method", "chosen", "validation P@1 of the candidates"], [_choice(*pair) for pair in tuned])
+    if found.tuned and found.epochs is not None:
+        count, (short, full) = len(next(iter(found.tuned.values())).candidates), found.epochs
+        told = f"{count} candidates for each method, a run of {short} epochs each; metrics on held-out training documents"
+        if found.rows:
+            told += f". The best by P@1 (bold) was trained with every seed on all training documents, for {full} epochs"
+        lines += ["", f"{told}. {found.device}.", ""] if found.rows else [f"{told}. {found.device}.", ""]
+        lines += _table(["method", "candidate", *SHOWN], [row for pair in found.tuned.items() for row in _choices(*pair)])
     return "\n".join(lines)
 
 
-def _choice(method: str, tuned: Tuned) -> list[str]:
-    shown = ["diverged" if value is None else f"{value:.1f}" for value in tuned.validation]
-    shown[tuned.chosen] = f"**{shown[tuned.chosen]}**"
-    return [method, tuned.candidates[tuned.chosen], " / ".join(shown)]
+def _results(found: Comparison) -> list[str]:
+    seeds = f"{len(found.seeds)} seeds: mean ± half of the 95 % confidence interval." if len(found.seeds) > 1 else (
+        "One seed: no interval, and small differences mean nothing."
+    )
+    told = f"On the test documents, in percent. {seeds} {found.device}."
+    if found.jobs > 1:
+        told += f" {found.jobs} runs at a time: seconds an epoch are not those of a run that has the device to itself."
+    return [*_table(HEADER, [cells(row) for row in found.rows]), "", told]
+
+
+def _choices(method: str, tuned: Tuned) -> list[list[str]]:
+    rows = []
+    for i, (said, metrics) in enumerate(zip(tuned.candidates, tuned.validation, strict=True)):
+        shown = ["diverged"] * len(SHOWN) if metrics is None else [f"{metrics[name]:.1f}" for name in SHOWN]
+        mark = "**" if i == tuned.chosen else ""
+        rows.append([method, *(f"{mark}{text}{mark}" for text in (said, *shown))])
+    return rows
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

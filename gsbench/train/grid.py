@@ -15,6 +15,8 @@ and a part of the training documents held out; the one with the best P@1 on thes
     candidates = [{ output_optimizer = { lr = 0.02 } }, { output_optimizer = { lr = 0.1 } }]
     [methods.bottleneck]
     tune = [...]                 # its own candidates instead, as many of them
+
+With seeds = [] nothing but the candidates is trained.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import numpy as np
 from gsbench.errors import UserError
 from gsbench.suite import merged
 from gsbench.train import config
-from gsbench.train.comparison import Comparison, Row, Tuned, interval
+from gsbench.train.comparison import SHOWN, Comparison, Row, Tuned, interval
 from gsbench.train.log import read_log
 from gsbench.train.pool import Job, Pool
 
@@ -64,7 +66,7 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
     seeds, methods, name = data.get("seeds", [0]), data.get("methods"), data.get("name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: name: must be a string")
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds) or (
+    if not isinstance(seeds, list) or not (seeds or "tune" in data) or not all(type(s) is int and s >= 0 for s in seeds) or (
         len(set(seeds)) < len(seeds)
     ):
         raise UserError(f"{source}: seeds: must be a list of distinct whole numbers from 0 on, got {seeds!r}")
@@ -79,7 +81,7 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
         made[method] = config.validate(whole, where)
         if tune is not None:
             listed = changes.get("tune", tune.get("candidates"))
-            candidates[method] = _candidates(whole, listed, tune, min(seeds), where)
+            candidates[method] = _candidates(whole, listed, tune, min(seeds, default=0), where)
         elif "tune" in changes:
             raise UserError(f"{where}: tune: needs the table [tune]")
     budgets = {method: len(one) for method, one in candidates.items()}
@@ -124,25 +126,26 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
     jobs: runs at a time, each in a process of its own if more than one. A candidate may diverge; a method whose candidates
     all do, or one of whose final runs does, is left out and named. Raises UserError as `loop.train` does otherwise.
     """
-    rows, epochs, device, diverged = [], None, "", {}
+    rows, epochs, device, diverged, chosen = [], None, "", {}, {}
     with Pool(jobs) as pool:
         trials = {
             method: [pool.start(_trial(out, method, i, one.trial)) for i, one in enumerate(candidates)]
             for method, candidates in grid.candidates.items()
         }
-        started: dict[str, tuple[Tuned | None, list[Any]]] = {}
+        started: dict[str, list[Any]] = {}
         for method, plain in grid.methods.items():
-            settings, tuned = plain, None
+            settings = plain
             if method in trials:
                 results = [pool.result(trial) for trial in trials[method]]
                 if all("diverged" in result for result in results):
                     diverged[method] = results[-1]["diverged"]
                     continue
-                tuned = _chosen(grid.candidates[method], results)
-                settings = grid.candidates[method][tuned.chosen].final
-                epochs = (grid.candidates[method][tuned.chosen].trial.training.epochs, settings.training.epochs)
-            started[method] = (tuned, [pool.start(_final(out, method, seed, settings)) for seed in grid.seeds])
-        for method, (tuned, finals) in started.items():
+                chosen[method] = _chosen(grid.candidates[method], results)
+                best = grid.candidates[method][chosen[method].chosen]
+                settings, epochs = best.final, (best.trial.training.epochs, best.final.training.epochs)
+                device = next(result["device_name"] for result in results if "diverged" not in result)
+            started[method] = [pool.start(_final(out, method, seed, settings)) for seed in grid.seeds]
+        for method, finals in started.items() if grid.seeds else ():
             results = [pool.result(one) for one in finals]
             if why := next((result["diverged"] for result in results if "diverged" in result), None):
                 diverged[method] = why
@@ -154,10 +157,10 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
             metrics = {key: interval([r["test"][key] for r in results]) for key in results[0]["test"]}
             peak, size, epoch_s = max(r["peak_bytes"] for r in results), results[0]["output_parameters"], np.median(times)
             device = results[0]["device_name"]
-            rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak, tuned))
-    if not rows:
+            rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak))
+    if not rows and not chosen:
         raise UserError("; ".join(f"{method} diverged: {why}" for method, why in diverged.items()))
-    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, diverged)
+    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged)
 
 
 def _trial(out: Path, method: str, number: int, settings: config.Config) -> Job:
@@ -172,6 +175,6 @@ def _final(out: Path, method: str, seed: int, settings: config.Config) -> Job:
 
 def _chosen(candidates: list[Candidate], results: list[dict[str, Any]]) -> Tuned:
     """The best by P@1 on the held-out documents; the first of equals. Not all have diverged."""
-    values = [None if "diverged" in result else result["validation"]["P@1"] for result in results]
-    best = max((value, -i) for i, value in enumerate(values) if value is not None)
-    return Tuned([one.said for one in candidates], values, -best[1])
+    found = [None if "diverged" in one else {name: one["validation"][name] for name in SHOWN} for one in results]
+    best = max((metrics["P@1"], -i) for i, metrics in enumerate(found) if metrics is not None)
+    return Tuned([one.said for one in candidates], found, -best[1])

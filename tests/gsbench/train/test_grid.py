@@ -57,16 +57,13 @@ def test_the_best_candidate_by_validation_is_trained_with_every_seed(
     assert [(name, seed, epochs) for name, seed, epochs, _ in finals] == [
         ("dense-1", 1, 8), ("dense-2", 2, 8), ("shared-1", 1, 8), ("shared-2", 2, 8),
     ]  # fmt: skip
-    dense, shared = found.rows
-    assert dense.tuned is not None
-    assert shared.tuned is not None
-    assert (dense.tuned.chosen, shared.tuned.chosen) == (1, 0)
-    assert shared.tuned.candidates[1] == "output_optimizer.lr = 1e-06, encoder.dropout = 0.9"
-    for method, row in (("dense", dense), ("shared", shared)):
-        assert row.tuned is not None
+    assert [row.method for row in found.rows] == ["dense", "shared"]
+    assert {method: one.chosen for method, one in found.tuned.items()} == {"dense": 1, "shared": 0}
+    assert found.tuned["shared"].candidates[1] == "output_optimizer.lr = 1e-06, encoder.dropout = 0.9"
+    for method, tuned in found.tuned.items():
         results = [json.loads((tmp_path / "tune" / f"{method}-{i}" / "result.json").read_text()) for i in (0, 1)]
         assert not any("test" in result for result in results)  # candidates never see test documents
-        assert row.tuned.validation == [result["validation"]["P@1"] for result in results]
+        assert [one["P@1"] for one in tuned.validation if one] == [result["validation"]["P@1"] for result in results]
         final = json.loads((tmp_path / f"{method}-1" / "config.json").read_text())
         assert final["output_optimizer"]["lr"] == 0.05
         assert final["data"]["validation"] == 0  # nothing is held out of a final run
@@ -80,8 +77,8 @@ def test_the_comparison_says_what_was_chosen_and_is_read_again(data: Path, tmp_p
     found = run_grid(grid_of(table(data), "the test"), tmp_path, jobs=2)
     comparison.write(found, tmp_path)
     text = (tmp_path / "comparison.md").read_text()
-    assert "the best of 2 candidates by P@1 on held-out training documents (6 epochs each)" in text
-    assert "| dense | output_optimizer.lr = 0.05 | " in text
+    assert "2 candidates for each method, a run of 6 epochs each; metrics on held-out training documents. The best" in text
+    assert "| dense | **output_optimizer.lr = 0.05** | **" in text
     assert "2 runs at a time" in text
     again = comparison.read(tmp_path / "comparison.json")
     assert comparison.markdown(again) == comparison.markdown(found)
@@ -102,11 +99,10 @@ def test_a_candidate_may_diverge_but_not_all(data: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(loop, "train", diverging)
     one = table(data, methods={"dense": {"output": {"method": "dense"}}}, seeds=[0])
     broken = [0.05]
-    row = run_grid(grid_of(one, "the test"), tmp_path / "a").rows[0]
-    assert row.tuned is not None
-    assert (row.tuned.chosen, row.tuned.validation[1]) == (0, None)
-    assert math.isnan(row.metrics["P@1"][1])
-    assert "diverged" in comparison.markdown(comparison.Comparison("a", [0], [row], epochs=(6, 8)))
+    found = run_grid(grid_of(one, "the test"), tmp_path / "a")
+    assert (found.tuned["dense"].chosen, found.tuned["dense"].validation[1]) == (0, None)
+    assert math.isnan(found.rows[0].metrics["P@1"][1])
+    assert "| diverged |" in comparison.markdown(found)
     broken.append(1e-6)
     with pytest.raises(UserError, match="dense diverged: update 3: the loss is nan"):
         run_grid(grid_of(one, "the test"), tmp_path / "b")
@@ -134,6 +130,17 @@ def test_mistakes_in_a_grid(changes: dict[str, Any], message: str, data: Path) -
     made = {key: value for key, value in table(data, **changes).items() if value is not None}
     with pytest.raises(UserError, match=message):
         grid_of(made, "the test")
+
+
+def test_a_grid_without_seeds_trains_the_candidates_alone(data: Path, tmp_path: Path) -> None:
+    found = run_grid(grid_of(table(data, seeds=[]), "the test"), tmp_path)
+    assert found.rows == []
+    assert [file.name for file in comparison.write(found, tmp_path)] == ["comparison.json", "comparison.md"]
+    assert {folder.name for folder in tmp_path.iterdir() if folder.is_dir()} == {"tune"}
+    text = comparison.markdown(comparison.read(tmp_path / "comparison.json"))
+    assert text.startswith("2 candidates for each method, a run of 6 epochs each; metrics on held-out training documents.")
+    with pytest.raises(UserError, match="seeds: must be a list of distinct whole numbers"):
+        grid_of({**table(data, seeds=[]), "tune": None} | {"seeds": [0, 0]}, "the test")
 
 
 def test_a_grid_without_tuning_has_no_candidates(data: Path) -> None:
