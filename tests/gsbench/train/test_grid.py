@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gsbench.errors import UserError
-from gsbench.train import comparison, loop
+from gsbench.train import comparison, loop, runs
 from gsbench.train.grid import Grid, grid_of, run_grid
+from gsbench.train.pool import Job, Pool
 from tests.gsbench.train import tiny
 
 HIGH, LOW = {"output_optimizer": {"lr": 0.05}}, {"output_optimizer": {"lr": 1e-6}}
@@ -71,6 +74,36 @@ def test_the_best_candidate_by_validation_is_trained_with_every_seed(
     asked.clear()
     assert run_grid(grid, tmp_path) == found  # all of it read
     assert asked == []
+
+
+def started(pool: Pool, data: Path, run: Path) -> Any:
+    """A job without an end, once it is under way."""
+    job = pool.start(Job(run, tiny.settings(data, training={"epochs": 10_000, "batch": 32}), test=True))
+    while not (run / "log.jsonl").exists():
+        time.sleep(0.05)
+    return job
+
+
+def test_an_interrupt_ends_the_processes(data: Path, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Pool(2) as pool:
+            started(pool, data, tmp_path / "run")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert multiprocessing.active_children() == []
+    assert runs.settings_of(tmp_path / "run").training.epochs == 10_000  # to be gone on with
+    assert runs.result_of(tmp_path / "run") is None
+
+
+def test_a_process_that_dies_is_said(data: Path, tmp_path: Path) -> None:
+    with Pool(2) as pool:
+        job = started(pool, data, tmp_path / "run")
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(UserError, match=r"ended without a word \(killed, or out of memory\).*try fewer --jobs"):
+            pool.result(job)
 
 
 def test_the_comparison_says_what_was_chosen_and_is_read_again(data: Path, tmp_path: Path) -> None:
