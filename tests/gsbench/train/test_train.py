@@ -177,6 +177,19 @@ def test_every_system_on_a_gpu(system: str, precision: str, data: Path, tmp_path
     assert again == pytest.approx(result["test"], abs=0.5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("system", ["dense bf16", "group-shared RigL", "head-tail SET"])
+def test_fused_training_on_a_gpu_has_the_same_losses(system: str, data: Path, tmp_path: Path) -> None:
+    losses = []
+    for fused in (True, False):
+        made = tiny.settings(data, system, device="cuda", deterministic=False, training={"epochs": 3, "batch": 32})
+        made = made.model_copy(update={"output": made.output.model_copy(update={"fused": fused})})
+        run = tmp_path / str(fused)
+        tiny.trained(run, made)
+        losses.append([event["loss"] for event in read_log(run) if event["kind"] == "epoch"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 # ---- training data only -------------------------------------------------------------------------------------------
 
 
