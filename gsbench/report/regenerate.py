@@ -2,7 +2,8 @@
 
 `reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`. In README.md and
 docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
-report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these.
+report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these; after
+`<!-- gsbench training FOLDER -->` the comparison that `gsbench train --grid` wrote into that folder.
 
 What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
 depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
@@ -25,9 +26,10 @@ from gsbench.profile import store, text
 from gsbench.report.contents import Report
 from gsbench.report.figures import Plate
 from gsbench.report.markdown import answer_lines
+from gsbench.train import comparison
 
 RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
-_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters|training) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
 Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
 
@@ -105,15 +107,22 @@ def _texts(root: Path, reports: list[Committed]) -> dict[Path, bytes]:
     for file in _prose(root):
         prose = file.read_text(encoding="utf-8")
         for _, what, results, _ in _MARK.findall(prose):
-            if results not in said:
+            if what != "training" and results not in said:
                 raise UserError(f"{file}: gsbench {what} {results}: not one of {', '.join(said)}")
-        new = _MARK.sub(lambda match: f"{match[1]}\n{_lines(root, match[2], said[match[3]])}\n{match[4]}", prose)
+        new = _MARK.sub(lambda match: f"{match[1]}\n{_said(root, match[2], match[3], said)}\n{match[4]}", prose)
         found[file.relative_to(root)] = new.encode()
     return found
 
 
-def _lines(root: Path, what: str, one: Committed) -> str:
+def _said(root: Path, what: str, results: str, said: dict[str, Committed]) -> str:
     """What stands between a mark and its end."""
+    if what == "training":
+        return comparison.markdown(comparison.read(root / results / comparison.FILE))
+    return _lines(root, what, said[results])
+
+
+def _lines(root: Path, what: str, one: Committed) -> str:
+    """Of the records of a folder."""
     if what == "answer":
         return "\n".join(answer_lines(one.report))
     runs = [run for run in sorted((root / RESULTS / one.folder.name).iterdir()) if run.is_dir()]
