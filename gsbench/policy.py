@@ -60,7 +60,7 @@ class Match(BaseModel):
     pass_: PassName | None = Field(default=None, alias="pass")
     mode: Literal["cold", "hot", "graph", "host"] | None = None
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
-    pattern: Literal["uniform", "zipf", "clustered", "banked"] | None = None
+    pattern: Literal["uniform", "ordered", "zipf", "clustered", "banked"] | None = None
     batch: SIZES = None
     dim: SIZES = None
     labels: SIZES = None

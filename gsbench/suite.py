@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PATTERNS = ("uniform", "zipf", "clustered", "banked")
+PATTERNS = ("uniform", "ordered", "zipf", "clustered", "banked")
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Share = Annotated[float, Field(strict=True, ge=0, lt=1)]
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Suite(BaseModel):
     passes: list[PassName] = Field(min_length=1)
     implementations: list[str] = Field(default=["*"], min_length=1, description="names or globs")
     dtypes: list[Literal["fp32", "fp16", "bf16"]] = Field(default=["bf16"], min_length=1)
-    patterns: list[Literal["uniform", "zipf", "clustered", "banked"]] = Field(default=["uniform"], min_length=1)
+    patterns: list[Literal["uniform", "ordered", "zipf", "clustered", "banked"]] = Field(default=["uniform"], min_length=1)
     modes: list[Literal["cold", "hot", "graph", "host"]] = Field(default=["cold"], min_length=1)
     grid: Literal["star", "cross"] = "star"
     axes: Axes | None = None

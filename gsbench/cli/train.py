@@ -12,7 +12,8 @@ import typer
 from gsbench.errors import EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
-    from gsbench.train.grid import Grid, Row
+    from gsbench.train.comparison import Row
+    from gsbench.train.grid import Grid
 
 
 def train(
@@ -21,6 +22,7 @@ def train(
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its newest checkpoint.")] = None,  # noqa: UP045
     demo: Annotated[bool, typer.Option("--demo", help="20,000 synthetic labels, four methods, minutes on a CPU.")] = False,
     out: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="With --grid: runs at a time, in processes of their own.")] = 1,
 ) -> None:
     """Train an encoder with any of the output layers, and measure it on the test documents.
 
@@ -42,7 +44,7 @@ def train(
             from gsbench.train.grid import load_grid
 
             table = load_grid(find(config))
-            _compare(table, out / table.name)
+            _compare(table, out / table.name, jobs)
         else:
             _one(config, out)
     except KeyboardInterrupt:
@@ -62,13 +64,15 @@ def _one(name: str, out: Path) -> None:
     print(f"run: {run}")
 
 
-def _compare(table: Grid, out: Path) -> list[Row]:
-    from gsbench.train.grid import run_grid, write
+def _compare(table: Grid, out: Path, jobs: int = 1) -> list[Row]:
+    from gsbench.train.comparison import write
+    from gsbench.train.grid import run_grid
 
-    rows = run_grid(table, out)
-    _print(rows)
-    print("written: " + ", ".join(str(file) for file in write(rows, table, out)))
-    return rows
+    found = run_grid(table, out, jobs)
+    if found.rows:
+        _print(found.rows)
+    print("written: " + ", ".join(str(file) for file in write(found, out)))
+    return found.rows
 
 
 def _demo(out: Path) -> None:
@@ -91,7 +95,7 @@ def _print(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gsbench.train.grid import HEADER, cells
+    from gsbench.train.comparison import HEADER, cells
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in HEADER:

@@ -4,7 +4,8 @@
 `reports/X/selftest.md` that of the self-test in `results/baselines/X/selftest/runs.json`, where there is one. In README.md
 and docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
 report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these, after
-`selftest` the self-test in a sentence.
+`selftest` the self-test in a sentence; after `<!-- gsbench training FOLDER -->` the comparison that `gsbench train --grid`
+wrote into that folder.
 
 What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
 depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
@@ -31,9 +32,10 @@ from gsbench.report.markdown import answer_lines
 from gsbench.report.markup import plain
 from gsbench.report.palette import Style
 from gsbench.selftest import SelfTest, analyse
+from gsbench.train import comparison
 
 RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
-_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters|selftest) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters|selftest|training) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
 Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
 
@@ -134,15 +136,22 @@ def _texts(root: Path, reports: list[Committed]) -> dict[Path, bytes]:
     for file in _prose(root):
         prose = file.read_text(encoding="utf-8")
         for _, what, results, _ in _MARK.findall(prose):
-            if results not in said:
+            if what != "training" and results not in said:
                 raise UserError(f"{file}: gsbench {what} {results}: not one of {', '.join(said)}")
-        new = _MARK.sub(lambda match: f"{match[1]}\n{_lines(root, match[2], said[match[3]])}\n{match[4]}", prose)
+        new = _MARK.sub(lambda match: f"{match[1]}\n{_said(root, match[2], match[3], said)}\n{match[4]}", prose)
         found[file.relative_to(root)] = new.encode()
     return found
 
 
-def _lines(root: Path, what: str, one: Committed) -> str:
+def _said(root: Path, what: str, results: str, said: dict[str, Committed]) -> str:
     """What stands between a mark and its end."""
+    if what == "training":
+        return comparison.markdown(comparison.read(root / results / comparison.FILE))
+    return _lines(root, what, said[results])
+
+
+def _lines(root: Path, what: str, one: Committed) -> str:
+    """Of the records of a folder."""
     if what == "answer":
         return "\n".join(answer_lines(one.report))
     if what == "selftest":

@@ -41,6 +41,7 @@ class Encoder(BaseModel):
     kind: Literal["bag_of_words", "transformer"] = "bag_of_words"
     dim: Count = Field(default=768, description="D; of a transformer, its hidden size")
     dropout: Share = 0.3
+    feature_dropout: Share = Field(default=0.0, description="bag of words: share of the features left out at random")
     blocks: int = Field(default=0, strict=True, ge=0, description="residual blocks of two layers each")
     std: float = Field(default=0.05, gt=0, description="of the initial embeddings")
     model: str = Field(default="", description="transformer: a name or folder that transformers can load")
@@ -62,6 +63,7 @@ class Output(BaseModel):
     implementation: str = Field(default="", description="of the sparse layer; by default the fastest of the device")
     chunk_labels: Count = Field(default=8192, description="labels of a chunk of chunked_dense")
     weights: Literal["fp32", "bf16"] = "fp32"
+    fused: bool = Field(default=True, description="loss, gradients and, by sgd, the update in one pass, where they can be")
 
 
 class Rewire(BaseModel):
@@ -98,6 +100,8 @@ class Optimizer(BaseModel):
     decay: Literal["cosine", "none"] = "cosine"
     clip: float = Field(default=0.0, ge=0, description="largest norm of the gradients; 0: not clipped")
     update: Literal["nearest", "stochastic", "kahan"] = Field(default="nearest", description="how bf16 weights are updated")
+    tail: float = Field(default=1.0, gt=0, description="factor of lr for the tail of a head-tail layer, whose labels "
+                        "read K of D inputs: at one rate their logits move K / D as far as the head's")  # fmt: skip
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
@@ -117,7 +121,7 @@ class Training(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the activations (autocast)")
     evaluate_every: Count = Field(default=1, description="epochs")
     checkpoint_every: Count = Field(default=1000, description="updates; and at the end of each epoch")
-    keep: Count = Field(default=2, description="newest checkpoints kept, beside the best")
+    keep: int = Field(default=2, strict=True, ge=0, description="newest checkpoints kept, beside the best; 0: none")
     log_every: Count = Field(default=50, description="updates")
 
 
@@ -152,6 +156,10 @@ class Config(BaseModel):
             raise ValueError("encoder.model must name a transformer")
         if sgd.update != "nearest" and out.weights != "bf16":
             raise ValueError(f"output_optimizer.update = {sgd.update!r} is for output.weights = 'bf16'")
+        if sgd.tail != 1 and out.method != "head_tail":
+            raise ValueError("output_optimizer.tail is for method head_tail; for other layers set lr")
+        if self.encoder_optimizer.tail != 1:
+            raise ValueError("encoder_optimizer.tail: the encoder has no tail; set output_optimizer.tail")
         if self.encoder_optimizer.update != "nearest":
             raise ValueError("encoder_optimizer.update: the encoder's weights are fp32; only 'nearest' is allowed")
         if out.method == "chunked_dense":

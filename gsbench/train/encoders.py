@@ -36,14 +36,15 @@ class Batch:
 
 
 class BagOfWords(nn.Module):
-    """TF-IDF rows times an embedding, ReLU, dropout, then residual blocks: D -> D -> D with a layer norm before.
+    """TF-IDF rows times an embedding, ReLU, dropout, then residual blocks: D -> D -> D with a layer norm before. In training
+    a share of the features is left out, and the others grow by as much.
 
     Parameters: `embedding` [F, D], drawn from N(0, std^2); `bias` [D], zero.
     """
 
     def __init__(self, features: int, settings: config.Encoder) -> None:
         super().__init__()
-        self.dim, self.dropout = settings.dim, settings.dropout
+        self.dim, self.dropout, self.feature_dropout = settings.dim, settings.dropout, settings.feature_dropout
         self.embedding = nn.EmbeddingBag(features, self.dim, mode="sum", include_last_offset=True)
         nn.init.normal_(self.embedding.weight, std=settings.std)
         self.bias = nn.Parameter(torch.zeros(self.dim))
@@ -54,7 +55,8 @@ class BagOfWords(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """columns [n] and values [n] of rows pointers [B + 1] -> [B, D]."""
-        summed = self.embedding(inputs["columns"], inputs["pointers"], per_sample_weights=inputs["values"])
+        values = F.dropout(inputs["values"], self.feature_dropout, self.training)
+        summed = self.embedding(inputs["columns"], inputs["pointers"], per_sample_weights=values)
         x = F.dropout(F.relu(summed + self.bias), self.dropout, self.training)
         for block in self.blocks:
             x = x + F.dropout(block(x), self.dropout, self.training)

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from gsbench.train import checkpoint, config, encoders, methods
+from gsbench.train.data.csr import Csr
 from gsbench.train.data.dataset import DataSet, Split
 from gsbench.train.data.sources import load
 from gsbench.train.metrics import KS, Metrics
+from gskernels.positives import Positives
 
 
 class Ranking(NamedTuple):
@@ -31,24 +33,21 @@ def rank(
     model.train(False)
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]
-        filtered = None if split.filtered is None else split.filtered.take(some)
-        more = 0 if filtered is None else int(np.diff(filtered.pointers).max(initial=0))
+        exclude = None if split.filtered is None else positives_of(split.filtered.take(some), device)
         with autocast(device, precision):
             hidden = model.encoder(encoders.take(model.encoder, split, some).to(device).inputs)
-            top = model.output.top(hidden, min(k + more, model.output.labels))
+            top = model.output.top(hidden, min(k, model.output.labels), exclude)
         scores, labels = (part.cpu().numpy() for part in top)
-        if filtered is not None:
-            row = np.repeat(np.arange(len(some)), np.diff(filtered.pointers))
-            key = np.arange(len(some))[:, None] * filtered.columns + labels
-            gone = np.isin(key, row * filtered.columns + filtered.indices)
-            order = np.argsort(gone, axis=1, kind="stable")[:, :k]
-            scores, gone = np.take_along_axis(scores, order, 1), np.take_along_axis(gone, order, 1)
-            labels = np.where(gone, -1, np.take_along_axis(labels, order, 1))
         short = k - labels.shape[1]
         if short > 0:
             scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
             labels = np.pad(labels, ((0, 0), (0, short)), constant_values=-1)
         yield Ranking(some, scores, labels)
+
+
+def positives_of(lists: Csr, device: torch.device) -> Positives:
+    labels = torch.from_numpy(lists.indices.astype(np.int64))
+    return Positives(torch.from_numpy(lists.pointers).to(device), labels.to(device))
 
 
 def evaluate(

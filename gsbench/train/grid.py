@@ -5,13 +5,24 @@
     [base]                       # a configuration; what the methods have in common
     [methods.dense]              # what this one has otherwise, merged into the base
     output = { method = "dense" }
+
+Settings chosen by validation, each method with the same budget: every candidate is trained once, with the smallest seed
+and a part of the training documents held out; the one with the best P@1 on these is trained with every seed on all of them.
+
+    [tune]
+    validation = 0.05            # share held out
+    epochs = 6                   # of a candidate; by default as many as a final run
+    candidates = [{ output_optimizer = { lr = 0.02 } }, { output_optimizer = { lr = 0.1 } }]
+    [methods.bottleneck]
+    tune = [...]                 # its own candidates instead, as many of them
+
+With seeds = [] nothing but the candidates is trained.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +30,29 @@ import numpy as np
 
 from gsbench.errors import UserError
 from gsbench.suite import merged
-from gsbench.train import config, runs
+from gsbench.train import config
+from gsbench.train.comparison import SHOWN, Comparison, Row, Tuned, interval
 from gsbench.train.log import read_log
+from gsbench.train.pool import Job, Pool
 
-SHOWN = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
-_KEYS = ("name", "seeds", "base", "methods")
+_KEYS, _TUNE_KEYS = ("name", "seeds", "base", "methods", "tune"), ("validation", "epochs", "candidates")
 
 
 @dataclass(frozen=True)
 class Grid:
+    """methods and candidates have seed 0 of their own; runs are named <method>-<seed> and tune/<method>-<candidate>."""
+
     name: str
     seeds: list[int]
-    methods: dict[str, config.Config]  # with seed 0; named <method>-<seed> when run
+    methods: dict[str, config.Config]  # without [tune] what is run, with it what candidates change
+    candidates: dict[str, list[Candidate]] = field(default_factory=dict)  # of every method, or of none
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method over its seeds. Metrics: (mean, half of the 95 % confidence interval; NaN for a single seed)."""
-
-    method: str
-    seeds: int
-    output_parameters: int
-    metrics: dict[str, tuple[float, float]]
-    epoch_s: float
-    peak_bytes: int
+class Candidate:
+    said: str  # what it changes, in words
+    trial: config.Config  # with a part held out
+    final: config.Config  # on all training documents
 
 
 def load_grid(file: Path) -> Grid:
@@ -52,116 +62,119 @@ def load_grid(file: Path) -> Grid:
 
 def grid_of(data: dict[str, Any], source: str) -> Grid:
     """As `load_grid`, of what a file would hold."""
-    for key in data:
-        if key not in _KEYS:
-            raise UserError(f"{source}: unknown key {key!r}; known: {', '.join(_KEYS)}")
+    _check_keys(data, _KEYS, source)
     seeds, methods, name = data.get("seeds", [0]), data.get("methods"), data.get("name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: name: must be a string")
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds) or (
+    if not isinstance(seeds, list) or not (seeds or "tune" in data) or not all(type(s) is int and s >= 0 for s in seeds) or (
         len(set(seeds)) < len(seeds)
     ):
         raise UserError(f"{source}: seeds: must be a list of distinct whole numbers from 0 on, got {seeds!r}")
     if not isinstance(methods, dict) or not methods or not all(isinstance(m, dict) for m in methods.values()):
         raise UserError(f"{source}: needs a table [methods.NAME] for each method")
-    made = {}
+    tune, made, candidates = data.get("tune"), {}, {}
+    if tune is not None:
+        _check_keys(tune, _TUNE_KEYS, f"{source} [tune]")
     for method, changes in methods.items():
-        whole = merged(data.get("base", {}), {**changes, "name": method})
-        made[method] = config.validate(whole, f"{source} [methods.{method}]")
-    return Grid(name, seeds, made)
+        own = {key: value for key, value in changes.items() if key != "tune"}
+        whole, where = merged(data.get("base", {}), {**own, "name": method}), f"{source} [methods.{method}]"
+        made[method] = config.validate(whole, where)
+        if tune is not None:
+            listed = changes.get("tune", tune.get("candidates"))
+            candidates[method] = _candidates(whole, listed, tune, min(seeds, default=0), where)
+        elif "tune" in changes:
+            raise UserError(f"{where}: tune: needs the table [tune]")
+    budgets = {method: len(one) for method, one in candidates.items()}
+    if len(set(budgets.values())) > 1:
+        told = ", ".join(f"{method} {n}" for method, n in budgets.items())
+        raise UserError(f"{source}: tune: every method needs as many candidates, got {told}")
+    return Grid(name, seeds, made, candidates)
 
 
-def run_grid(grid: Grid, out: Path) -> list[Row]:
-    """Every method with every seed, each in a run folder of its own; done ones are read, cut-off ones gone on with."""
-    rows = []
-    for method, settings in grid.methods.items():
-        results, times = [], []
-        for seed in grid.seeds:
-            name = f"{method}-{seed}"
-            run = out / name
-            results.append(_trained(run, settings.model_copy(update={"seed": seed, "name": name})))
-            times += [e["epoch_s"] for e in read_log(run) if e["kind"] == "epoch" and e["epoch_s"] is not None]
-        metrics = {key: interval([r["test"][key] for r in results]) for key in results[0]["test"]}
-        peak = max(r["peak_bytes"] for r in results)
-        rows.append(Row(method, len(results), results[0]["output_parameters"], metrics, float(np.median(times)), peak))
-    return rows
+def _candidates(whole: dict[str, Any], listed: Any, tune: dict[str, Any], seed: int, where: str) -> list[Candidate]:
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
+        raise UserError(f"{where}: tune: must be a list of tables of settings, got {listed!r}")
+    share, epochs, found = tune.get("validation", 0.05), tune.get("epochs"), []
+    for i, one in enumerate(listed):
+        place = f"{where} tune {i + 1}"
+        final = merged(whole, one)
+        held = {"data": {"validation": share}, "seed": seed}
+        trial = merged(final, {**held, **({} if epochs is None else {"training": {"epochs": epochs}})})
+        made = config.validate(trial, place)
+        if made.data.validation == 0:
+            raise UserError(f"{where}: tune.validation must be above 0: candidates are chosen on held-out documents")
+        found.append(Candidate(_in_words(one), made, config.validate(merged(final, {"data": {"validation": 0.0}}), place)))
+    return found
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """(mean, half width of the 95 % interval by Student's t); NaN for a single value."""
-    from scipy import stats
-
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return mean, math.nan
-    return mean, float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+def _check_keys(data: Any, known: tuple[str, ...], source: str) -> None:
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: must be a table, got {data!r}")
+    for key in data:
+        if key not in known:
+            raise UserError(f"{source}: unknown key {key!r}; known: {', '.join(known)}")
 
 
-def write(rows: list[Row], grid: Grid, out: Path) -> list[Path]:
-    """comparison.json, .md and .png."""
-    files = [out / f"comparison.{kind}" for kind in ("json", "md", "png")]
-    plain = [{**vars(row), "metrics": {k: [m, None if math.isnan(h) else h] for k, (m, h) in row.metrics.items()}}
-             for row in rows]  # fmt: skip
-    files[0].write_text(json.dumps({"name": grid.name, "seeds": grid.seeds, "rows": plain}, indent=1) + "\n")
-    files[1].write_text(markdown(rows, grid))
-    _plot(rows, files[2])
-    return files
+def _in_words(changes: Mapping[str, Any], prefix: str = "") -> str:
+    told = [_in_words(v, f"{prefix}{k}.") if isinstance(v, dict) else f"{prefix}{k} = {v}" for k, v in changes.items()]
+    return ", ".join(part for part in told if part) or ("" if prefix else "as in the grid")
 
 
-def cells(row: Row) -> list[str]:
-    """A line of the table: see `HEADER`."""
-    found = [row.metrics[name] for name in SHOWN]
-    shown = [f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}") for mean, half in found]
-    size, memory = f"{row.output_parameters / 1e6:.2f} M", f"{row.peak_bytes / 2**20:.0f}"
-    return [row.method, size, *shown, f"{row.epoch_s:.1f}", memory]
+def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
+    """Every method with every seed, each in a run folder of its own; done ones are read, cut-off ones gone on with.
 
-
-HEADER = ["method", "output parameters", *SHOWN, "epoch s", "peak MiB"]
-
-
-def markdown(rows: list[Row], grid: Grid) -> str:
-    lines = [f"# {grid.name}", "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    seeds = f"{len(grid.seeds)} seeds: mean ± half of the 95 % confidence interval." if len(grid.seeds) > 1 else (
-        "One seed: no interval, and small differences mean nothing."
-    )
-    return "\n".join([*lines, "", f"On the test documents, in percent. {seeds}"]) + "\n"
-
-
-def _plot(rows: list[Row], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    axes_of: dict[str, list[float]] = {
-        "output parameters": [row.output_parameters for row in rows],
-        "peak memory, MiB": [row.peak_bytes / 2**20 for row in rows],
-        "seconds an epoch": [row.epoch_s for row in rows],
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True, layout="constrained")
-    for place, (label, values) in zip(axes, axes_of.items(), strict=True):
-        for i, (row, x) in enumerate(zip(rows, values, strict=True)):
-            mean, half = row.metrics["P@1"]
-            place.errorbar(x, mean, yerr=None if math.isnan(half) else half, fmt="o", color=f"C{i % 10}", label=row.method)
-        place.set_xlabel(label)
-        place.grid(alpha=0.3)
-    axes[0].set_xscale("log")
-    axes[0].set_ylabel("P@1, %")
-    axes[2].legend(fontsize="small")
-    figure.savefig(file, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _trained(run: Path, settings: config.Config) -> dict[str, Any]:
-    """The result of a run: read where it is done, from its newest checkpoint where there is one, else from the start.
-
-    Raises UserError where the folder holds a run of other settings.
+    jobs: runs at a time, each in a process of its own if more than one. A candidate may diverge; a method whose candidates
+    all do, or one of whose final runs does, is left out and named. Raises UserError as `loop.train` does otherwise.
     """
-    from gsbench.train.loop import train
+    rows, epochs, device, diverged, chosen = [], None, "", {}, {}
+    with Pool(jobs) as pool:
+        trials = {
+            method: [pool.start(_trial(out, method, i, one.trial)) for i, one in enumerate(candidates)]
+            for method, candidates in grid.candidates.items()
+        }
+        started: dict[str, list[Any]] = {}
+        for method, plain in grid.methods.items():
+            settings = plain
+            if method in trials:
+                results = [pool.result(trial) for trial in trials[method]]
+                if all("diverged" in result for result in results):
+                    diverged[method] = results[-1]["diverged"]
+                    continue
+                chosen[method] = _chosen(grid.candidates[method], results)
+                best = grid.candidates[method][chosen[method].chosen]
+                settings, epochs = best.final, (best.trial.training.epochs, best.final.training.epochs)
+                device = next(result["device_name"] for result in results if "diverged" not in result)
+            started[method] = [pool.start(_final(out, method, seed, settings)) for seed in grid.seeds]
+        for method, finals in started.items() if grid.seeds else ():
+            results = [pool.result(one) for one in finals]
+            if why := next((result["diverged"] for result in results if "diverged" in result), None):
+                diverged[method] = why
+                continue
+            times = [
+                event["epoch_s"] for seed in grid.seeds for event in read_log(out / f"{method}-{seed}")
+                if event["kind"] == "epoch" and event["epoch_s"] is not None
+            ]  # fmt: skip
+            metrics = {key: interval([r["test"][key] for r in results]) for key in results[0]["test"]}
+            peak, size, epoch_s = max(r["peak_bytes"] for r in results), results[0]["output_parameters"], np.median(times)
+            device = results[0]["device_name"]
+            rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak))
+    if not rows and not chosen:
+        raise UserError("; ".join(f"{method} diverged: {why}" for method, why in diverged.items()))
+    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged)
 
-    if not run.exists():
-        return train(settings, runs.create(run, settings))
-    if runs.settings_of(run) != settings:
-        raise UserError(f"{run}: holds a run of other settings; choose another --out, or remove it")
-    return runs.result_of(run) or train(settings, run, resume=True)
+
+def _trial(out: Path, method: str, number: int, settings: config.Config) -> Job:
+    name = f"{method}-{number}"
+    return Job(out / "tune" / name, settings.model_copy(update={"name": name}), test=False)
+
+
+def _final(out: Path, method: str, seed: int, settings: config.Config) -> Job:
+    name = f"{method}-{seed}"
+    return Job(out / name, settings.model_copy(update={"seed": seed, "name": name}), test=True)
+
+
+def _chosen(candidates: list[Candidate], results: list[dict[str, Any]]) -> Tuned:
+    """The best by P@1 on the held-out documents; the first of equals. Not all have diverged."""
+    found = [None if "diverged" in one else {name: one["validation"][name] for name in SHOWN} for one in results]
+    best = max((metrics["P@1"], -i) for i, metrics in enumerate(found) if metrics is not None)
+    return Tuned([one.said for one in candidates], found, -best[1])

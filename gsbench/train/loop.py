@@ -24,6 +24,7 @@ from gsbench.train.data.dataset import DataSet
 from gsbench.train.evaluate import autocast, evaluate, halves, open_data
 from gsbench.train.log import Log, Screen
 from gsbench.train.outputs import ChunkedDense, LinearOutput
+from gsbench.train.updates import Updater, can_update
 from gskernels import Rewirer
 
 CHOOSE_BY = "P@1"  # on the held-out documents
@@ -56,6 +57,12 @@ class State:
     def device(self) -> torch.device:
         return next(self.model.encoder.parameters()).device
 
+    @property
+    def updater(self) -> Updater | None:
+        """What lets a fused step do the output's updates; None where its optimizer does not allow it."""
+        optimizer = self.optimizers.get("output")
+        return Updater(optimizer) if optimizer is not None and can_update(optimizer) else None
+
     def saved(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
@@ -80,8 +87,12 @@ class State:
             torch.cuda.set_rng_state(saved["random"]["cuda"], self.device)
 
 
-def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def train(
+    settings: config.Config, run: Path, *, resume: bool = False, quiet: bool = False, test: bool = True
+) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint if `resume` finds one, and return what result.json holds.
+
+    test: measure the last weights on the test documents, beside the held-out ones; without it nothing looks at them.
 
     Raises UserError for data or settings that do not fit, memory that runs out (with the modelled figure), and a loss
     that is no longer finite (`Diverged`; the last good checkpoint stays).
@@ -106,7 +117,7 @@ def train(settings: config.Config, run: Path, *, resume: bool = False, quiet: bo
             screen = Screen(settings.name, updates, state.update, quiet)
             with screen, Log(run, state.update) as log:
                 _epochs(settings, state, data, rows, held, updates, run, log, screen)
-                return _finish(settings, state, data, run, screen)
+                return _finish(settings, state, data, held, run, screen, test)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
             if not isinstance(e, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(e):
                 raise
@@ -123,10 +134,14 @@ def new_state(
     mean = float(known.frequency.sum()) / max(1, known.documents)
     model = methods.build(settings, data, orders, updates, mean).to(device)
     encoder = [p for name, part in model.modules().items() if name != "output" for p in part.parameters()]
+    own, tail = [], []
+    if isinstance(model.output, LinearOutput):
+        shared, tail = model.output.shared_parameters(), model.output.tail_parameters()
+        encoder += shared
+        own = [p for p in model.output.parameters() if not any(p is one for one in shared)]
     optimizers = {"encoder": methods.new_optimizer(settings.encoder_optimizer, encoder, settings.seed)}
-    if not isinstance(model.output, ChunkedDense):
-        parameters = list(model.output.parameters())
-        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, parameters, settings.seed)
+    if own:
+        optimizers["output"] = methods.new_optimizer(settings.output_optimizer, own, settings.seed, tail)
     rewirer = methods.new_rewirer(settings, model.output, optimizers.get("output"), updates)
     return State(model, optimizers, rewirer)
 
@@ -181,32 +196,35 @@ def _update(settings: config.Config, state: State, batches: list[encoders.Batch]
     model = state.model.train()
     rates = {"encoder": settings.encoder_optimizer, "output": settings.output_optimizer}
     for name, optimizer in state.optimizers.items():
-        optimizer.param_groups[0]["lr"] = methods.learning_rate(rates[name], state.update, updates)
+        methods.set_rate(optimizer, methods.learning_rate(rates[name], state.update, updates))
     if isinstance(model.output, ChunkedDense):
         model.output.lr = methods.learning_rate(settings.output_optimizer, state.update, updates)
     rewires = state.rewirer is not None and state.rewirer.due(state.update)
+    by_gradient = rewires and state.rewirer is not None and state.rewirer.grow.endswith("gradient")
+    updater = None if rewires or len(batches) > 1 or rates["output"].clip > 0 else state.updater
     total = 0.0
     for batch in batches:
         if isinstance(model.output, LinearOutput):
-            model.output.keep_gradients = rewires and batch is batches[-1]
+            model.output.keep_gradients = by_gradient and batch is batches[-1]
+            model.output.updater = updater
         with autocast(batch.pointers.device, settings.training.precision):
             hidden = model.encoder(batch.inputs)
             loss = model.output.loss(hidden, batch)
             objective = loss
             if model.auxiliary is not None and model.auxiliary.factor(state.update) > 0:
                 objective = loss + model.auxiliary.loss(hidden, batch, state.update)
-        value = float(objective.detach())
+        value, plain = torch.stack([objective.detach(), loss.detach()]).tolist()  # the one place where the host waits
         if not math.isfinite(value):
             raise Diverged(f"update {state.update + 1}: the loss is {value}; {_blame(state, batch, hidden)}")
         objective.backward()
-        total += float(loss.detach())
+        total += plain
     for name, optimizer in state.optimizers.items():
         if rates[name].clip > 0:
-            parameters: list[Tensor] = optimizer.param_groups[0]["params"]
+            parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, rates[name].clip)
         optimizer.step()
     if rewires and state.rewirer is not None and isinstance(model.output, LinearOutput):
-        told = state.rewirer.apply(state.update, *model.output.kept_gradients())
+        told = state.rewirer.apply(state.update, *(model.output.kept_gradients() if by_gradient else ()))
         log.add("rewire", state.update + 1, **{key: value for key, value in asdict(told).items() if key != "step"})
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
@@ -233,25 +251,33 @@ def _save(settings: config.Config, state: State, data: DataSet, run: Path, *, be
         for key, tensor in part.named_parameters():
             if not bool(tensor.isfinite().all()):
                 raise Diverged(f"update {state.update}: {name}.{key} is not finite; the last good checkpoint is kept")
+    if settings.training.keep == 0:
+        return
     about = {"config": settings.model_dump(mode="json"), "fingerprint": data.fingerprint, "labels": data.labels}
     checkpoint.save(run, {**about, **state.saved()}, keep=settings.training.keep, best=best)
 
 
-def _finish(settings: config.Config, state: State, data: DataSet, run: Path, screen: Screen) -> dict[str, Any]:
-    """Metrics of the last weights on the test documents."""
+def _finish(
+    settings: config.Config, state: State, data: DataSet, held: NDArray[np.int64], run: Path, screen: Screen, test: bool
+) -> dict[str, Any]:
+    """Metrics of the last weights on the held-out documents, and on the test documents if these are asked for."""
     device = state.device
-    peak = memory.peak_bytes(device)
-    test = np.arange(data.test.rows)
-    metrics = evaluate(state.model, data, data.test, test, batch=settings.training.batch,
-                       precision=settings.training.precision, propensity=settings.data.propensity)  # fmt: skip
-    result = {
+    result: dict[str, Any] = {
         "name": settings.name, "method": settings.output.method, "seed": settings.seed, "updates": state.update,
-        "output_parameters": state.model.output_parameters(), "peak_bytes": peak, "device": str(device), "test": metrics,
+        "output_parameters": state.model.output_parameters(), "peak_bytes": memory.peak_bytes(device),
+        "device": str(device), "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     }  # fmt: skip
+    sides = {"validation": (data.train, held)} if len(held) else {}
+    if test:
+        sides["test"] = (data.test, np.arange(data.test.rows))
+    for side, (split, rows) in sides.items():
+        metrics = evaluate(state.model, data, split, rows, batch=settings.training.batch,
+                           precision=settings.training.precision, propensity=settings.data.propensity)  # fmt: skip
+        result[side] = metrics
+        screen.say(f"{side}: " + ", ".join(f"{k} {metrics[k]:.2f}" for k in ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")))
     temporary = run / "result.json.new"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(temporary, run / "result.json")
-    screen.say("test: " + ", ".join(f"{name} {metrics[name]:.2f}" for name in ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")))
     return result
 
 

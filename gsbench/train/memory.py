@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from gsbench.train import config
+from gskernels.chunked import CHUNK_BYTES
 from gskernels.table import Shape
 
 _LOGITS = {"fp32": 4, "bf16": 2}
@@ -33,9 +34,18 @@ def modelled_bytes(settings: config.Config, features: int, labels: int) -> dict[
     rows = (labels - head if out.method == "head_tail" else labels) // sharing[out.method] if out.method in sharing else 0
     lists = rows * out.fan_in * (2 if dim <= 2**15 else 4)
     logits = batch * (min(labels, out.chunk_labels) * 8 if chunked else labels * _LOGITS[settings.training.precision])
+    if _never_whole(settings):
+        logits = min(logits, max(CHUNK_BYTES.values()))
     embedding = features * dim * 4 if settings.encoder.kind == "bag_of_words" else 0
     encoder = embedding * (2 + _states(settings.encoder_optimizer))
     return {"output layer": weights * item * copies + lists, "logits": logits, "encoder": encoder}
+
+
+def _never_whole(settings: config.Config) -> bool:
+    """Whether no step stores the logits of all labels: fused ones do not, where the layer has a step of its own everywhere;
+    a rewiring that looks at gradients does."""
+    by_gradient = settings.rewire is not None and settings.rewire.grow.endswith("gradient")
+    return settings.output.fused and settings.output.method != "fixed_fan_in" and not by_gradient
 
 
 def _states(optimizer: config.Optimizer) -> int:
@@ -50,7 +60,7 @@ def advice(settings: config.Config, features: int, labels: int) -> str:
     largest = max(parts, key=lambda name: parts[name])
     change = {
         "output layer": "use output.method = 'group_shared', 'head_tail' or 'chunked_dense', or output.weights = 'bf16'",
-        "logits": "make training.batch smaller (and training.accumulate larger), or use 'chunked_dense'",
+        "logits": "set output.fused, make training.batch smaller (and training.accumulate larger), or use 'chunked_dense'",
         "encoder": "make encoder.dim smaller, or data.min_df larger",
     }[largest]
     return f"modelled: {figures}; {change}"

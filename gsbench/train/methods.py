@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gsbench.errors import UserError
 from gsbench.train import config, encoders
 from gsbench.train.data.dataset import DataSet
-from gsbench.train.outputs import DTYPES, Auxiliary, ChunkedDense, LinearOutput, Output, new_layer
+from gsbench.train.outputs import DTYPES, Auxiliary, ChunkedDense, LinearOutput, Output, new_down, new_layer
 from gskernels import Rewirer, Schedule
 from gskernels.grouping import grouped, label_features
 from gskernels.optim import SGD
@@ -121,7 +121,8 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
             layer = new_layer(out, dim, data.labels, orders.layer, head_labels(out, data.labels), settings.seed)
         except ValueError as e:
             raise UserError(f"output: {e}") from None
-        output = LinearOutput(layer, data.labels, orders.layer, out.loss)
+        down = new_down(out, dim, data.labels)
+        output = LinearOutput(layer, data.labels, orders.layer, out.loss, out.fused, down)
     for name, parameter in output.named_parameters():
         if name.endswith("bias"):
             nn.init.constant_(parameter, bias)
@@ -132,14 +133,30 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
     return Model(encoder, output, auxiliary)
 
 
-def new_optimizer(settings: config.Optimizer, parameters: Sequence[Tensor], seed: int) -> torch.optim.Optimizer:
+def new_optimizer(
+    settings: config.Optimizer, parameters: Sequence[Tensor], seed: int, tail: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer:
+    """Two groups where there is a tail; each has its `scale`, by which `set_rate` multiplies the rate."""
+    fused = True if all(parameter.is_cuda for parameter in parameters) else None
+    late = {id(parameter) for parameter in tail}
+    groups = [{"params": [p for p in parameters if id(p) not in late], "scale": 1.0}]
+    if late:
+        groups.append({"params": list(tail), "scale": settings.tail})
     if settings.name == "sgd":
         if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
-            return SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay,
-                       update=settings.update, seed=seed)  # fmt: skip
-        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
-    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(parameters, settings.lr, weight_decay=settings.weight_decay)
+            made: torch.optim.Optimizer = SGD(groups, settings.lr, momentum=settings.momentum, seed=seed,
+                                              weight_decay=settings.weight_decay, update=settings.update)  # fmt: skip
+        else:
+            made = torch.optim.SGD(groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay, fused=fused)
+    else:
+        kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        made = kind(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return made
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def learning_rate(settings: config.Optimizer, update: int, updates: int) -> float:

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from gsbench.train import config
 from gsbench.train.encoders import Batch
-from gskernels import BottleneckLinear, FixedFanInLinear, GroupSharedLinear, HeadTailLinear
+from gsbench.train.updates import Updater
+from gskernels import FixedFanInLinear, GroupSharedLinear, HeadTailLinear
+from gskernels.fused import fused_loss
+from gskernels.layer import Layer
 from gskernels.loss import binary_cross_entropy, squared_hinge
 from gskernels.optim import stochastic_round
+from gskernels.positives import Positives
+from gskernels.ranking import MOST, topk
+from gskernels.steps import Targets
+from gskernels.table import Shape
 
 _LOSSES = {"cross_entropy": binary_cross_entropy, "squared_hinge": squared_hinge}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -23,7 +30,8 @@ class Output(nn.Module, ABC):
     """Every method's output layer.
 
     - loss(hidden, batch): summed over documents and labels; differentiable in hidden and the parameters
-    - top(hidden, k): (scores, labels), each [B, k], best first, labels in the numbering of the data set
+    - top(hidden, k, exclude): (scores, labels), each [B, k], best first, labels in the numbering of the data set, without
+      those that `exclude` lists for a row; -1 where no label is left
     """
 
     labels: int
@@ -32,48 +40,102 @@ class Output(nn.Module, ABC):
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor: ...
 
     @abstractmethod
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 class LinearOutput(Output):
-    """A layer of gskernels (or torch.nn.Linear) and the order in which it has the labels.
+    """A layer of gskernels (or torch.nn.Linear), the order in which it has the labels, and for a bottleneck the projection
+    `down` before it: D -> r in fp32, which all labels share, so the encoder's optimizer trains it.
 
     label_order [L] is the label at each position of the layer, label_position [L] its inverse; both are in the state_dict.
+    fused: the loss is one pass with its gradients (`gskernels.fused_loss`), which stores no logits where an implementation
+    can do without. Where `updater` is set for a step, that pass has updated the parameters too and leaves them no gradient.
     """
 
     label_order: Tensor
     label_position: Tensor
 
-    def __init__(self, layer: nn.Module, labels: int, order: Tensor | None, loss: str) -> None:
+    def __init__(
+        self, layer: nn.Module, labels: int, order: Tensor | None, loss: str, fused: bool = False,
+        down: nn.Linear | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.layer, self.labels, self._loss = layer, labels, _LOSSES[loss]
+        self.layer, self.down, self.labels, self._loss, self._fused = layer, down, labels, loss, fused
         self._moved = order is not None
         order = torch.arange(labels) if order is None else order
         self.register_buffer("label_order", order.clone())
         self.register_buffer("label_position", order.argsort())
         self.keep_gradients = False  # set for a step whose rewiring looks at gradients
+        self.updater: Updater | None = None  # set for a step that may update in its own pass
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, L] by position."""
         options = {"internal": True} if isinstance(self.layer, HeadTailLinear) else {}
-        weight = next(self.layer.parameters())
-        if not torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(weight.dtype)
-        y: Tensor = self.layer(hidden, **options)
+        y: Tensor = self.layer(self._read(hidden), **options)
         return y
 
-    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The gradient is written over the logits: no second [B, L]."""
-        y, positives = self.logits(hidden), batch.positives
-        if self._moved:
-            positives = by_position(batch.pointers, positives, self.label_position)
-        self._kept = (hidden.detach(), y.detach()) if self.keep_gradients else None
-        return self._loss(y, batch.pointers, positives, in_place=True, check=False)
+    def fuses(self, hidden: Tensor) -> bool:
+        """Whether the loss of these activations is one pass: not where gradients of the logits are kept, and not on a GPU
+        where sums must have a fixed order."""
+        ordered = hidden.is_cuda and torch.are_deterministic_algorithms_enabled()
+        return self._fused and not self.keep_gradients and not ordered
 
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        scores, positions = self.logits(hidden).topk(k)
-        return scores.float(), self.label_order[positions]
+    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Where it is not fused the gradient is written over the logits: no second [B, L]."""
+        if self.fuses(hidden):
+            return self._fused_loss(self._read(hidden), batch)
+        y = self.logits(hidden)
+        self._kept = (hidden.detach(), y.detach()) if self.keep_gradients else None
+        return _LOSSES[self._loss](y, batch.pointers, self._by_position(batch), in_place=True, check=False)
+
+    def _fused_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        layer = self.layer
+        moves = self._moved and not isinstance(layer, HeadTailLinear)  # that one knows the order itself
+        targets = Targets(Positives(batch.pointers, self._by_position(batch) if moves else batch.positives), self._loss)
+        updates = {} if self.updater is None else self.updater.updates(layer, hidden)
+        if isinstance(layer, nn.Linear):
+            return fused_loss(hidden, Layer(layer.weight, bias=layer.bias), targets, updates, check=False)
+        assert isinstance(layer, (GroupSharedLinear, HeadTailLinear))
+        return layer.loss(hidden, targets, updates, check=False)
+
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
+        """In one pass without stored logits where k and the implementation allow it."""
+        layer, known_order = self.layer, isinstance(self.layer, HeadTailLinear)
+        if exclude is not None and self._moved and not known_order:
+            exclude = Positives(exclude.pointers, by_position(exclude.pointers, exclude.labels, self.label_position))
+        if k > MOST:
+            return self._top_of_logits(hidden, k, exclude)
+        hidden = self._read(hidden).to(next(layer.parameters()).dtype)
+        if isinstance(layer, nn.Linear):
+            scores, found = topk(hidden, Layer(layer.weight, bias=layer.bias), k, exclude)
+        else:
+            assert isinstance(layer, (GroupSharedLinear, HeadTailLinear))
+            scores, found = layer.topk(hidden, k, exclude)
+        if self._moved and not known_order:
+            found = torch.where(found < 0, -1, self.label_order[found.clamp(min=0)])
+        return scores, found
+
+    def _top_of_logits(self, hidden: Tensor, k: int, exclude: Positives | None) -> tuple[Tensor, Tensor]:
+        y = self.logits(hidden)
+        if exclude is not None:
+            at = exclude.labels
+            if isinstance(self.layer, HeadTailLinear):
+                at = self.label_position[at]
+            y[exclude.rows(), at] = -math.inf
+        scores, found = y.topk(k)
+        return scores.float(), torch.where(scores == -math.inf, -1, self.label_order[found])
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """What the layer reads, in the dtype of its weights; under autocast the layer casts."""
+        if self.down is not None:
+            hidden = self.down(hidden)
+        if torch.is_autocast_enabled(hidden.device.type):
+            return hidden
+        return hidden.to(next(self.layer.parameters()).dtype)
+
+    def _by_position(self, batch: Batch) -> Tensor:
+        return by_position(batch.pointers, batch.positives, self.label_position) if self._moved else batch.positives
 
     @property
     def sparse(self) -> GroupSharedLinear:
@@ -81,6 +143,14 @@ class LinearOutput(Output):
         layer = self.layer.tail if isinstance(self.layer, HeadTailLinear) else self.layer
         assert isinstance(layer, GroupSharedLinear)
         return layer
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that all labels share, for the encoder's optimizer: a bottleneck's projection."""
+        return [] if self.down is None else list(self.down.parameters())
+
+    def tail_parameters(self) -> list[nn.Parameter]:
+        """Of a head-tail layer; empty for others."""
+        return list(self.layer.tail.parameters()) if isinstance(self.layer, HeadTailLinear) else []
 
     def kept_gradients(self) -> tuple[Tensor, Tensor]:
         """(x [B, D], dY [B, labels]) of the sparse part at the last backward. Only where `keep_gradients` was set."""
@@ -126,14 +196,18 @@ class ChunkedDense(Output):
         """fp32 [B, n] of a chunk."""
         return (hidden.to(self.weight.dtype) @ self.weight[labels].t()).float() + self.bias[labels]
 
-    def top(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, k: int, exclude: Positives | None = None) -> tuple[Tensor, Tensor]:
         scores, best = hidden.new_empty(len(hidden), 0), torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device)
         for labels in self.chunks():
-            part, at = self.logits(hidden, labels).topk(min(k, labels.stop - labels.start))
+            y = self.logits(hidden, labels)
+            if exclude is not None:
+                inside = exclude.within(labels.start, labels.stop)
+                y[inside.rows(), inside.labels] = -math.inf
+            part, at = y.topk(min(k, labels.stop - labels.start))
             scores, best = torch.cat([scores.float(), part], 1), torch.cat([best, at + labels.start], 1)
             scores, order = scores.topk(min(k, scores.shape[1]))
             best = best.gather(1, order)
-        return scores, best
+        return scores, torch.where(scores == -math.inf, -1, best)
 
     def forward_backward(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, its gradient in hidden [B, D] fp32); weights and bias updated in training."""
@@ -206,14 +280,31 @@ class Auxiliary(nn.Module):
         return self.factor(step) * loss
 
 
+def rank_of(settings: config.Output, dim: int, labels: int) -> int:
+    """Of the bottleneck with as many FLOPs as fan-in K."""
+    return Shape(1, dim, labels, settings.fan_in, 1).bottleneck_rank
+
+
+def new_down(settings: config.Output, dim: int, labels: int) -> nn.Linear | None:
+    """The projection of a bottleneck; starts as `gskernels.BottleneckLinear`'s, which keeps the scale of what it reads."""
+    if settings.method != "bottleneck":
+        return None
+    down = nn.Linear(dim, rank_of(settings, dim, labels), bias=False)
+    nn.init.uniform_(down.weight, -math.sqrt(3 / dim), math.sqrt(3 / dim))
+    return down
+
+
 def new_layer(settings: config.Output, dim: int, labels: int, order: Tensor | None, head: int, seed: int) -> nn.Module:
-    """The layer of a method; `order` [L] is what `methods` found, for a head-tail layer the head's labels first."""
+    """The layer of a method; of a bottleneck, what comes after `new_down`.
+
+    `order` [L] is what `methods` found, for a head-tail layer the head's labels first.
+    """
     dtype, k, g = DTYPES[settings.weights], settings.fan_in, settings.group_size
     implementation = settings.implementation or None
     if settings.method == "dense":
         return nn.Linear(dim, labels, dtype=dtype)
     if settings.method == "bottleneck":
-        return BottleneckLinear(dim, labels, k, dtype=dtype)
+        return nn.Linear(rank_of(settings, dim, labels), labels, dtype=dtype)
     if settings.method == "fixed_fan_in":
         return FixedFanInLinear(dim, labels, k, seed=seed, implementation=implementation, dtype=dtype)
     if settings.method == "group_shared":

@@ -40,6 +40,11 @@ DEFAULTS = {
     "head_tail": ("head_tail/triton", "head_tail/torch"),
 }  # fmt: skip
 SPARSE = {**PREFERENCE, ("cuda", True): ("group_shared/triton", "group_shared/cuda", "group_shared/torch")}
+# Of groups on a GPU, by (pass, layout), instead: where Hopper's kernel does not take the step, CUDA leaves it to Triton.
+FUSED = {
+    (STEP, "sparse"): ("group_shared/cuda", "group_shared/triton", "group_shared/torch"),
+    (STEP, "head_tail"): ("head_tail/cuda", "head_tail/triton", "head_tail/torch"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ def pick(pass_: str, x: Tensor, layer: Layer, implementation: str | None) -> Imp
     layout = layout_of(layer)
     known = [i for i in IMPLEMENTATIONS if i.layout == layout and pass_ in i.passes]
     if implementation is None:
-        wanted = DEFAULTS.get(layout) or SPARSE.get((x.device.type, group_size > 1), ())
+        kind = (x.device.type, group_size > 1)
+        fused = FUSED.get((pass_, layout)) if kind == ("cuda", True) else None
+        wanted = fused or DEFAULTS.get(layout) or SPARSE.get(kind, ())
         known = [find(name) for name in wanted]
     elif implementation in [i.name for i in known]:
         known = [find(implementation)]

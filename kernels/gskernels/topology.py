@@ -74,6 +74,12 @@ class GroupTopology:
         return cls._drawn(labels, dim, fan_in, group_size, seed, device, lambda rows, generator: None)
 
     @classmethod
+    def ordered(cls, labels: int, dim: int, fan_in: int, group_size: int = 1, *, seed: int = 0,
+                device: torch.device | str = "cpu") -> GroupTopology:  # fmt: skip
+        """The sets of `uniform` in bank-aware order: what a kernel that gathers rows gains by the order alone."""
+        return cls.uniform(labels, dim, fan_in, group_size, seed=seed, device=device).bank_ordered()
+
+    @classmethod
     def zipf(cls, labels: int, dim: int, fan_in: int, group_size: int = 1, *, seed: int = 0, exponent: float = 1.0,
              device: torch.device | str = "cpu") -> GroupTopology:  # fmt: skip
         """Popular inputs: the input of rank r has weight 1 / (r + 1)^exponent; ranks are a seeded permutation."""
@@ -265,6 +271,7 @@ class GroupTopology:
 
 PATTERNS: dict[str, Callable[..., GroupTopology]] = {
     "uniform": GroupTopology.uniform,
+    "ordered": GroupTopology.ordered,
     "zipf": GroupTopology.zipf,
     "clustered": GroupTopology.clustered,
     "banked": GroupTopology.banked,

@@ -46,12 +46,18 @@ SOURCES: tuple[Source, ...] = (
     # Of the Hopper kernels; test_hopper_plans.py compiles what plans ask for.
     Source("group_shared/hopper_forward.cu", ("hopper_forward",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (64,), "WARPGROUPS": (3,), "STAGES": (2,),
-            "BIAS": (1,)}, HOPPER),
+            "BIAS": (1,), "WIDE": (1, 2)}, HOPPER),
     Source("group_shared/hopper_grad_weight.cu", ("hopper_grad_weight",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32), "LIST": (32,), "ROWS": (128,), "ALIGNED": (0, 1, 2)},
            HOPPER),
     Source("group_shared/hopper_grad_input.cu", ("hopper_grad_input", "hopper_grad_input_sum"),
-           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,)}, HOPPER),
+           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
+            "RING_W": (2,)}, HOPPER),
+    # test_hopper_step.py compiles what its plans ask for.
+    Source("group_shared/hopper_step.cu", ("hopper_step", "hopper_step_prepare", "hopper_step_finish"),
+           {"ELEMENT": ("fp16", "bf16"), "INDEX": ("int",), "K": (64,), "G": (16, 32), "LIST": (64,), "SLICES": (1, 4),
+            "STAGES": (4,), "BIAS": (1,), "UPDATE": (1,), "LOSS": (0,), "FACTOR": (0,), "MOMENTUM": (1,), "ROUNDING": (0,)},
+           HOPPER),
     # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.
     Source("fixed_fan_in/cuda_expand.cu", ("expand", "collect", "transpose"),
            {"ELEMENT": ("float", "bf16"), "INDEX": ("short", "int"), "WARPS": (4,)}),

@@ -48,6 +48,20 @@ def test_a_plan_fits_the_gpu_and_its_kernel_spills_nothing(problem: Problem, pas
     assert needs.registers * plan.threads <= 65_536
 
 
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_rings_of_grad_input_are_powers_of_two_and_fill_the_room(problem: Problem) -> None:
+    plan = hopper.grad_input_plan(problem, H200)
+    if plan is None:
+        return
+    tiles, stages = int(plan.macros["RING_Y"]), int(plan.macros["RING_W"])
+    assert tiles in (1, 2, 4)
+    assert stages in (1, 2, 4, 8, 16)
+    stage = hopper.stage_bytes(int(plan.macros["G"]), problem.fan_in)
+    assert plan.shared_bytes == hopper.BARRIERS + problem.dim * 256 + tiles * 64 * 128 + stages * stage
+    left = H200.shared_bytes - hopper.RESERVED - plan.shared_bytes
+    assert left < stages * stage or stages == 16
+
+
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
@@ -101,3 +115,10 @@ def test_the_default_point_fills_the_gpu() -> None:
     plan = hopper.forward_plan(DEFAULT, H200)
     assert plan is not None
     assert (plan.blocks, plan.slices, plan.macros["WARPGROUPS"], plan.macros["STAGES"]) == (132, 4, 4, 2)
+
+
+@pytest.mark.parametrize(("labels", "wide"), [(655_360, 2), (655_424, 2), (655_368, 1)])
+def test_tiles_leave_in_pairs_where_the_map_sees_whole_ones(labels: int, wide: int) -> None:
+    plan = hopper.forward_plan(replace(DEFAULT, labels=labels), H200)
+    assert plan is not None
+    assert plan.macros["WIDE"] == wide

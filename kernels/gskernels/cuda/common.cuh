@@ -56,6 +56,8 @@ template <int PENDING> DEVICE void copy_wait() { asm volatile("cp.async.wait_gro
 
 // The barrier `id` (1..15; 0 is __syncthreads) of `threads` threads of the block.
 DEVICE void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Counts as there, and goes on.
+DEVICE void barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // Four 8 x 8 matrices of 16-bit numbers; lane i gives the address of row i % 8 of matrix i / 8.
 DEVICE void load_matrices(u32 (&r)[4], u32 at) {

@@ -8,6 +8,13 @@
 // A kernel argument: `const __grid_constant__ TensorMap`; the host makes it with `gskernels.cuda.launch.tensor_map`.
 struct alignas(64) TensorMap { u64 opaque[16]; };
 
+// True for one lane of the warp, which must be whole.
+DEVICE bool elect() {
+  u32 one;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(one));
+  return one;
+}
+
 // ---- barriers in shared memory: 8 bytes each ----
 
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }
@@ -34,9 +41,17 @@ DEVICE void tma_load(u32 to, const TensorMap* map, u32 barrier, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y) : "memory");
 }
+// Into the L2 cache alone.
+DEVICE void tma_prefetch(const TensorMap* map, int x, int y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y) : "memory");
+}
 DEVICE void tma_store(const TensorMap* map, u32 from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];"
                ::"l"(map), "r"(from), "r"(x), "r"(y) : "memory");
+}
+DEVICE void tma_store(const TensorMap* map, u32 from, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];"
+               ::"l"(map), "r"(from), "r"(x), "r"(y), "r"(z) : "memory");
 }
 // Contiguous bytes, a multiple of 16, both ends on 16 bytes.
 DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 barrier) {
@@ -56,6 +71,10 @@ DEVICE void store_matrices(u32 at, u32 r0, u32 r1, u32 r2, u32 r3) {
 #endif  // sm_90 and newer
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Registers a thread of this warpgroup may use from here on, a multiple of 8; all of its warps say so.
+template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
 // ---- warp-group products: four warps, the first a multiple of four ----
 

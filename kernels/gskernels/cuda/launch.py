@@ -75,7 +75,10 @@ class Kernel:
         self._module = _checked(name, "cuModuleLoadData", driver.cuModuleLoadData(binary.cubin))
         self._function = _checked(name, "cuModuleGetFunction", driver.cuModuleGetFunction(self._module, name.encode()))
 
-    def launch(self, grid: Dim, block: Dim, args: Sequence[Argument], shared_bytes: int = 0, cluster: int = 1) -> None:
+    def launch(
+        self, grid: Dim, block: Dim, args: Sequence[Argument], shared_bytes: int = 0, cluster: int = 1,
+        cooperative: bool = False,
+    ) -> None:  # fmt: skip
         """Start it on the current stream of its device, which must be the current device (`tune.device_of`).
 
         Args:
@@ -83,6 +86,7 @@ class Kernel:
             args: a Tensor is its address and None a null pointer; int, `I64`, float (32 bits), TensorMap.
             shared_bytes: dynamic shared memory of a block.
             cluster: blocks of a cluster, along x; the grid is a multiple of it.
+            cooperative: all blocks run at the same time, or it does not start; not with clusters.
 
         Raises:
             LaunchError: the driver's error.
@@ -98,10 +102,10 @@ class Kernel:
             *[v.address if type(v) is TensorMap else first + 8 * i for i, v in enumerate(args)]
         )
         packed = ctypes.addressof(places)
-        status = self._start(grid, block, shared_bytes, cluster, stream, packed)
+        status = self._start(grid, block, shared_bytes, cluster, cooperative, stream, packed)
         if status in _NO_CONTEXT:  # a thread that has not used the GPU yet
             _make_current(self.device_index)
-            status = self._start(grid, block, shared_bytes, cluster, stream, packed)
+            status = self._start(grid, block, shared_bytes, cluster, cooperative, stream, packed)
         if status != _SUCCESS:
             shape = f"grid {grid}, block {block}, cluster {cluster}, {shared_bytes} bytes of shared memory"
             raise LaunchError(f"{self.name} does not start: {_text(status)} ({shape})")
@@ -128,7 +132,12 @@ class Kernel:
         _checked(self.name, what, driver.cuFuncSetAttribute(self._function, attribute, shared_bytes))
         self._shared_limit = shared_bytes
 
-    def _start(self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, stream: int, args: int) -> Any:
+    def _start(
+        self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, cooperative: bool, stream: int, args: int
+    ) -> Any:
+        if cooperative:
+            sizes = (*_three(grid), *_three(block), shared_bytes)
+            return driver.cuLaunchCooperativeKernel(self._function, *sizes, stream, args)[0]
         if cluster == 1:
             return driver.cuLaunchKernel(self._function, *_three(grid), *_three(block), shared_bytes, stream, args, 0)[0]
         config = _clustered(grid, block, shared_bytes, cluster, stream)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.group_shared import hopper, portable
+from gskernels.group_shared import hopper, hopper_step, portable
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
+from gskernels.steps import Outcome, Targets, Updates, finish
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 
 
@@ -94,6 +95,26 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
         assert dx is not None
         assert dw is not None
         return dx, dw
+
+
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
+    """The pass `step`, as `gskernels.steps` describes it: on Hopper without logits in memory, else as Triton does it.
+
+    Raises ValueError for tensors that are not on a GPU.
+    """
+    _check(x)
+    problem, ready = _prepared(x.shape[0], layer)
+    with tune.device_of(x):
+        plan = None if guard else hopper_step.plan_for(problem, layer, targets, updates, x.device)
+        if plan is not None:
+            bias, factor = (None if t is None else _ready(t) for t in (ready.bias, targets.label_weight))
+            ready, aligned = replace(ready, bias=bias), replace(targets, label_weight=factor)
+            loss, dx, dw, db = hopper_step.step(_ready(x), ready, aligned, updates.get("weight"), problem, plan)
+            left = {name: update for name, update in updates.items() if name != "weight"}
+            return finish(loss, dx, layer, {"weight": dw, "bias": db}, left)
+    from gskernels.group_shared import triton_step
+
+    return triton_step.step(x, layer, targets, updates, guard)
 
 
 def _portable_grad_input(grad_out: Tensor, layer: Layer, problem: Problem, deterministic: bool) -> Tensor:

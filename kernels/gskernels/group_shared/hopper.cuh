@@ -28,3 +28,19 @@ template <int N> DEVICE void load_slice(u32 to, const T* __restrict__ x, int fir
                  "r"(__byte_perm(v[4], v[5], 0x7632)), "r"(__byte_perm(v[6], v[7], 0x7632)) : "memory");
   }
 }
+
+// ---- sums of dX in shared memory ----
+
+DEVICE u32 load_index(u32 at) {
+  u32 v;
+  asm volatile("{\n.reg .u16 h;\nld.shared.u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
+DEVICE float4 load_sums(u32 at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
+  return v;
+}
+DEVICE void store_sums(u32 at, float4 v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}

@@ -27,7 +27,8 @@ ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
-TILE_BYTES = 8192 + 16  # of dY in grad_input: 64 labels of 64 rows, two barriers
+BARRIERS = 1024  # bytes for those of grad_input
+GRAD_INPUT_THREADS = 4 * 128 + 128  # warpgroups that add, and one whose warps ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
 FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4), (3, 3), (3, 4), (2, 3), (2, 4))
@@ -35,17 +36,13 @@ FORWARD_CHOICES = ((4, 2), (3, 2), (2, 2), (4, 1), (2, 1), (3, 1), (4, 3), (4, 4
 
 @dataclass(frozen=True)
 class Plan:
-    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid.
-
-    stages: of the rings whose length the kernel takes as an argument.
-    """
+    """macros: of the kernel. threads, shared_bytes: of a block. slices: of the batch. blocks: of the grid."""
 
     macros: Mapping[str, int | str]
     threads: int
     shared_bytes: int
     slices: int
     blocks: int
-    stages: tuple[int, ...] = ()
 
 
 @functools.cache
@@ -84,13 +81,14 @@ def forward_plans(problem: Problem, gpu: Machine, bias: bool = False) -> list[Pl
     if common is None or problem.labels % 8:  # the copy engine wants rows of Y that begin on 16 bytes
         return []
     lists = TILE // int(common["G"]) * problem.fan_in * 2
+    wide = 1 if problem.labels % TILE else 2  # tiles that are stored at once; then the map must see whole ones
     slices, plans = cdiv(problem.batch, 64), []
     for warpgroups, stages in FORWARD_CHOICES:
         shared = problem.dim * 128 + warpgroups * (stages * (TILE * problem.fan_in * 2 + lists) + 2 * TILE * 128)
         if shared + RESERVED <= gpu.shared_bytes:
-            parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE), warpgroups)))
-            macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias)}
-            plans.append(Plan(macros, warpgroups * 128, shared, slices, slices * parts))
+            parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE * wide), warpgroups)))
+            macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias), "WIDE": wide}
+            plans.append(Plan(macros, warpgroups * 160, shared, slices, slices * parts))
     return plans
 
 
@@ -109,26 +107,32 @@ def tuned_forward(problem: Problem, gpu: Machine, bias: bool) -> tuple[str, list
 
 
 def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
-    """Sums of 64 rows in shared memory; the rest is for stages of dY, two if there is room, and of W."""
+    """Sums of 64 rows in shared memory; the rest is for tiles of dY, up to four, and, as much again, for stages of W."""
     macros = common_macros(problem, 128 if problem.fan_in == 64 else 64)
     if macros is None or problem.labels % 8:  # the copy engine wants rows of dY that begin on 16 bytes
         return None
-    labels = max(TILE, int(macros["G"]))  # of what a block takes at once
-    sums, stage = cdiv(problem.dim * 256, 1024) * 1024, stage_bytes(int(macros["G"]))
-    room = gpu.shared_bytes - RESERVED - sums
-    tile_stages = max(1, min(4, room // (4 * TILE_BYTES) * 2))
-    stages = min(16, (room - tile_stages * TILE_BYTES) // stage)
-    if stages < 2:
+    group = int(macros["G"])
+    tile, stage, sums = TILE * 64 * 2, stage_bytes(group, problem.fan_in), cdiv(problem.dim * 256, 1024) * 1024
+    room = gpu.shared_bytes - RESERVED - BARRIERS - sums
+    tiles = power_of_two(max(1, min(4, room // (2 * tile))))
+    stages = power_of_two(min(16, (room - tiles * tile) // stage))
+    if stages == 0:
         return None
     slices = cdiv(problem.batch, 64)
-    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, labels)))
-    shared = sums + tile_stages * TILE_BYTES + stages * stage
-    return Plan(macros, 320, shared, slices, slices * parts, (tile_stages, stages))
+    parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, max(TILE, group))))  # a block takes so many at once
+    shared = BARRIERS + sums + tiles * tile + stages * stage
+    return Plan(macros | {"RING_Y": tiles, "RING_W": stages}, GRAD_INPUT_THREADS, shared, slices, slices * parts)
 
 
-def stage_bytes(group: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs, a list of these, two barriers."""
-    return min(group, 32) * 128 + 128 + 16
+def stage_bytes(group: int, fan_in: int) -> int:
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs and their list, twice where a warpgroup takes two at once."""
+    together = 2 if group <= 32 and max(1, TILE // group) * (fan_in // 64) % 2 == 0 else 1
+    return together * (min(group, 32) * 128 + 128)
+
+
+def power_of_two(n: int) -> int:
+    """The largest that does not exceed n; 0 if n is less than 1."""
+    return 1 << n.bit_length() - 1 if n > 0 else 0
 
 
 def grad_weight_plan(problem: Problem, gpu: Machine) -> Plan | None:
@@ -174,6 +178,12 @@ def _label_map(y: Tensor, rows: int) -> TensorMap:
     return tensor_map(y, (labels, batch), (labels * 2,), (TILE, rows), 128)
 
 
+def _wide_label_map(y: Tensor) -> TensorMap:
+    """[B, L] in boxes of 16 rows and twice 64 labels, each row's 256 bytes together."""
+    batch, labels = y.shape
+    return tensor_map(y, (TILE, labels // TILE, batch), (TILE * 2, labels * 2), (TILE, 2, 16), 128)
+
+
 def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """x [B, D] -> y [B, L], plus the bias if the layer has one."""
     shape, configs, plans = tuned_forward(problem, _gpu(x), layer.bias is not None)
@@ -188,7 +198,8 @@ def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
 def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
-    args = (weights, _label_map(y, 64), x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
+    logits = _label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
+    args = (weights, logits, x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
@@ -203,13 +214,13 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     box = (64, min(group, 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.batch, problem.dim, problem.labels,
-            plan.slices, plan.stages[0], plan.stages[1])  # fmt: skip
+    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.dim, problem.labels,
+            plan.slices)  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)
     addends = (partial, dx, problem.batch, problem.dim, plan.slices, plan.blocks // plan.slices)
-    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 16), 256, addends)
+    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 4), 256, addends)
     return dx
 
 

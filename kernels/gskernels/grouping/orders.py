@@ -35,7 +35,8 @@ def grouped(
     method: str, group_size: int, *, features: Any = None, frequencies: Tensor | None = None, seed: int = 0,
     device: torch.device | str = "cpu", cache: Path | None = None,
 ) -> Tensor:  # fmt: skip
-    """The order [L] of a method of `METHODS`, kept in the folder `cache` under a name made of all that decides it.
+    """The order [L] of a method of `METHODS`, kept in the folder `cache` under a name made of all that decides it, except
+    the device: what one has found serves them all.
 
     semantic needs `features`, frequency and random `frequencies` (random: for the number of labels). A kept file that
     cannot be read is made again. Raises ValueError for another method or where its input is missing.
@@ -47,7 +48,7 @@ def grouped(
             f"grouping {method!r} needs {needs}" if method in METHODS
             else f"grouping must be one of {', '.join(METHODS)}, got {method!r}"
         )  # fmt: skip
-    name = f"{method}-{_digest(given, method, group_size, seed, torch.device(device).type)}.npy"
+    name = f"{method}-{_digest(given, method, group_size, seed)}.npy"
     kept = None if cache is None else cache / name
     labels = int(given.shape[0])
     if kept is not None and (order := _kept(kept, labels)) is not None:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from gsbench.train import config
 from gsbench.train.encoders import Batch
-from gsbench.train.outputs import Auxiliary, ChunkedDense, LinearOutput, by_position, new_layer
-from gskernels.nn import BottleneckLinear
+from gsbench.train.outputs import Auxiliary, ChunkedDense, LinearOutput, by_position, new_down, new_layer
+from gsbench.train.updates import Updater, can_update
+from gskernels.optim import SGD
+from gskernels.positives import Positives
 from tests.allocations import allocations
 
 B, D, L = 7, 12, 40
@@ -31,21 +33,20 @@ def dense_target(some: Batch, labels: int = L) -> Tensor:
     return target
 
 
-def output(method: str, seed: int = 0, **options: object) -> LinearOutput:
+def output(method: str, seed: int = 0, fused: bool = False, **options: object) -> LinearOutput:
     settings = config.Output.model_validate({"method": method, "fan_in": 4, "group_size": 8, **options})
     torch.manual_seed(seed)
     grouped = method in config.GROUPED
     order = torch.randperm(L, generator=torch.Generator().manual_seed(9)) if grouped else None
-    return LinearOutput(new_layer(settings, D, L, order, 6, 0), L, order, settings.loss)
+    down = new_down(settings, D, L)
+    return LinearOutput(new_layer(settings, D, L, order, 6, 0), L, order, settings.loss, fused, down)
 
 
 def dense_of(made: LinearOutput) -> tuple[Tensor, Tensor]:
     """Weight [L, D] and bias [L] of the same function, labels as in the data set."""
     layer = made.layer
     if isinstance(layer, torch.nn.Linear):
-        return layer.weight, layer.bias
-    if isinstance(layer, BottleneckLinear):
-        return layer.weight @ layer.down, layer.bias  # type: ignore[return-value]
+        return layer.weight if made.down is None else layer.weight @ made.down.weight, layer.bias
     dense = layer.to_dense()  # type: ignore[operator]
     if made.layer.__class__.__name__ == "HeadTailLinear":  # knows the order itself
         return dense.weight, dense.bias
@@ -55,9 +56,10 @@ def dense_of(made: LinearOutput) -> tuple[Tensor, Tensor]:
 METHODS = ["dense", "bottleneck", "fixed_fan_in", "group_shared", "head_tail"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_loss_and_ranking_in_the_data_sets_numbering(method: str) -> None:
-    made, (hidden, some) = output(method), batch()
+def test_loss_and_ranking_in_the_data_sets_numbering(method: str, fused: bool) -> None:
+    made, (hidden, some) = output(method, fused=fused), batch()
     for name, parameter in made.named_parameters():
         if "bias" in name:
             torch.nn.init.normal_(parameter)
@@ -78,6 +80,69 @@ def test_loss_and_ranking_in_the_data_sets_numbering(method: str) -> None:
     torch.testing.assert_close(scores.double(), best.values, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [5, 200])
+def test_ranking_without_excluded_labels(method: str, k: int) -> None:
+    """k above what one pass finds goes through the logits."""
+    labels = 300
+    settings = config.Output.model_validate({"method": method, "fan_in": 4, "group_size": 8})
+    order = torch.randperm(labels, generator=torch.Generator().manual_seed(9)) if method in config.GROUPED else None
+    layer, down = new_layer(settings, D, labels, order, 30, 0), new_down(settings, D, labels)
+    made = LinearOutput(layer, labels, order, "cross_entropy", down=down)
+    hidden, some = batch(labels=labels)
+    everything = made.top(hidden, labels)[1]
+    exclude = Positives(some.pointers, some.positives)
+    scores, found = made.top(hidden, k, exclude)
+    for row in range(B):
+        gone = set(some.positives[some.pointers[row] : some.pointers[row + 1]].tolist())
+        assert found[row].tolist() == [label for label in everything[row].tolist() if label not in gone][:k]
+    assert bool((scores.diff(dim=1) <= 0).all())
+
+
+@pytest.mark.parametrize("kind", ["torch", "gskernels"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fused_step_updates_as_the_optimizer_would(method: str, kind: str) -> None:
+    """Three steps with momentum and decay: weights, biases and momentum as without fusing."""
+    pairs = []
+    for fused in (False, True):
+        made = output(method, fused=fused)
+        parameters = list(made.layer.parameters())
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=0.01) if kind == "torch"
+            else SGD(parameters, 0.1, momentum=0.9, weight_decay=0.01)
+        )  # fmt: skip
+        made.updater = Updater(optimizer) if fused else None
+        for seed in range(3):
+            hidden, some = batch(seed)
+            made.loss(hidden.requires_grad_(), some).backward()
+            assert all((p.grad is None) == fused for p in parameters)
+            optimizer.step()
+            optimizer.zero_grad()
+        momentum = [optimizer.state[p]["momentum_buffer"] for p in parameters]
+        pairs.append([*parameters, *momentum])
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_fp32_weights_under_autocast_are_not_updated_by_the_step() -> None:
+    made, (hidden, some) = output("head_tail", fused=True), batch()
+    made.updater = Updater(torch.optim.SGD(made.parameters(), 0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        made.loss(hidden.requires_grad_(), some).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in made.parameters())
+
+
+def test_what_cannot_be_fused() -> None:
+    assert not can_update(torch.optim.AdamW([torch.zeros(1)], 0.1))
+    assert not can_update(torch.optim.SGD([torch.zeros(1)], 0.1, 0.9, nesterov=True))
+    with pytest.raises(ValueError, match="a fused step updates by SGD, not by AdamW"):
+        Updater(torch.optim.AdamW([torch.zeros(1)], 0.1))
+    made, (hidden, _) = output("head_tail", fused=True), batch()
+    assert made.fuses(hidden)
+    made.keep_gradients = True
+    assert not made.fuses(hidden)
+
+
 @pytest.mark.parametrize("method", ["group_shared", "head_tail"])
 def test_the_order_of_the_labels_survives_a_reload(method: str) -> None:
     """Fault 7: a permutation that cannot be inverted after a reload."""
@@ -90,13 +155,15 @@ def test_the_order_of_the_labels_survives_a_reload(method: str) -> None:
     assert torch.equal(blank.top(hidden, 9)[1], made.top(hidden, 9)[1])
 
 
+@pytest.mark.parametrize(("fused", "buffers"), [(False, 1), (True, 0)])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_second_buffer_of_logits(method: str) -> None:
-    """Fault 5: full B x L temporaries. Logits are made once; the loss writes its gradient over them."""
+def test_no_second_buffer_of_logits(method: str, fused: bool, buffers: int) -> None:
+    """Fault 5: full B x L temporaries. Logits are made once, and the loss writes its gradient over them; or never."""
     labels, rows = 40_000, 256  # logits of 41 MB: more than any operator's chunks
     settings = config.Output.model_validate({"method": method, "fan_in": 4, "group_size": 8})
     order = torch.randperm(labels) if method in config.GROUPED else None
-    made = LinearOutput(new_layer(settings, D, labels, order, 4000, 0), labels, order, "cross_entropy")
+    layer, down = new_layer(settings, D, labels, order, 4000, 0), new_down(settings, D, labels)
+    made = LinearOutput(layer, labels, order, "cross_entropy", fused, down)
     hidden, some = batch(labels=labels, rows=rows)
     hidden.requires_grad_()
 
@@ -106,7 +173,8 @@ def test_no_second_buffer_of_logits(method: str) -> None:
     step()
     logits = rows * labels * 4
     sizes = allocations(step).sizes
-    assert sum(size >= logits for size in sizes) == 1
+    found = sum(size >= logits for size in sizes)
+    assert found == (1 if method == "fixed_fan_in" else buffers)  # per-label layers have no step of their own on a CPU
 
 
 def test_gradients_for_growth_are_those_of_the_logits() -> None:

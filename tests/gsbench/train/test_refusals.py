@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gsbench.errors import UserError
-from gsbench.train import checkpoint, evaluate, loop
+from gsbench.train import checkpoint, evaluate, loop, memory
 from gsbench.train.data import synthetic
 from gsbench.train.log import read_log
 from tests.gsbench.train import tiny
@@ -140,6 +140,17 @@ def test_out_of_memory_says_what_to_change(
     with pytest.raises(UserError, match=r"out of memory on cpu; modelled: output layer .* GiB, logits .* GiB, .*; ") as e:
         tiny.trained(tmp_path / "run", tiny.settings(data))
     assert "\n" not in str(e.value)
+
+
+def test_the_modelled_logits_of_a_fused_step_are_a_chunk(data: Path) -> None:
+    def logits(system: str, **output: Any) -> int:
+        made = tiny.settings(data, system)
+        made = made.model_copy(update={"output": made.output.model_copy(update=output)})
+        return memory.modelled_bytes(made, 1000, 10_000_000)["logits"]
+
+    whole = 32 * 10_000_000 * 4
+    assert logits("dense", fused=False) == logits("fixed fan-in static") == logits("group-shared RigL") == whole
+    assert logits("dense") == logits("head-tail static") == 32 << 20
 
 
 def test_a_device_that_is_not_there(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from gsbench.cli import app
 from gsbench.errors import UserError
-from gsbench.train import demo, grid, loop
+from gsbench.train import comparison, demo, loop
 from gsbench.train.data import wordnet
 from tests.gsbench.train import tiny
 
@@ -177,6 +177,6 @@ def test_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interval() -> None:
-    mean, half = grid.interval([1.0, 2.0, 3.0])
+    mean, half = comparison.interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.3027 / 3**0.5, rel=1e-4))
-    assert grid.interval([5.0])[0] == 5.0
+    assert comparison.interval([5.0])[0] == 5.0

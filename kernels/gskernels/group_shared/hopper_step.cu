@@ -1,0 +1,116 @@
+// A training step of a group-shared layer for Hopper, in one cooperative launch: logits, loss, both gradients and the update.
+//
+// Blocks are of two kinds, one a multiprocessor. Those that own labels (hopper_step_outputs.cuh) make logits, loss and dY of a
+// unit of G labels for the whole batch, then dW and the update. dY goes, with the weights it belongs to, to a ring in
+// global memory, which is small enough to stay in L2. Those that own batch rows (hopper_step_inputs.cuh) take it from there
+// and add dY W to dX. Flags in global memory say which slots of the ring are filled and which are taken; that all blocks run at
+// the same time, which a cooperative launch grants, is what keeps them from waiting for ever.
+//
+// Macros: ELEMENT (bf16, fp16), INDEX (of the positives' lists: int, i64), K (multiple of 64), G (16, 32 labels of a unit), LIST
+// (labels of a real group, a multiple of G), SLICES (1, 2, 4, of 64 batch rows, of an item), STAGES, BIAS (0, 1),
+// UPDATE (0: dW is stored instead), and those of step_math.cuh.
+#include "hopper_step_inputs.cuh"
+#include "hopper_step_outputs.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* lists, const u32* heads, const int4* links, const T* bias,
+            const float* factor, unsigned char* ring, u32* ready, u32* done, float* sums, double* losses, T* weight, T* dw, T* buffer,
+            T* lost, float* db, int batch, int dim, int labels, int row_blocks, int input_blocks, int input_stages, int slots, float lr,
+            float momentum, float decay, u32 seed_low, u32 seed_high) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  __shared__ __align__(8) u64 barriers[64];
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, units = cdiv(labels, G);  // warp: of all lanes alike
+  const u32 base = shared_address(shared), bars = shared_address(barriers);
+  const Step step = {xt, lists, heads, links, bias, factor, ring, ready, done, sums, losses, weight, dw, buffer, lost, db,
+                     batch, dim, labels, row_blocks, input_blocks, input_stages, slots};
+  if (static_cast<int>(blockIdx.x) < input_blocks) {
+    const int slices = row_blocks * SLICES;
+    const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages;
+    const Inputs inputs = {step, base, stages, stages + input_stages * TAKEN_BYTES, full, empty,
+                           static_cast<int>(blockIdx.x) % slices, static_cast<int>(blockIdx.x) / slices, input_blocks / slices, units};
+    if (static_cast<int>(threadIdx.x) < input_stages) mbarrier_init(full + 8 * threadIdx.x, 1), mbarrier_init(empty + 8 * threadIdx.x, 8);
+    mbarrier_fence();
+    for (int i = threadIdx.x; i < dim * 16; i += THREADS) reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
+    __syncthreads();
+    if (warp < CONSUMERS) inputs.compute(warp, lane);
+    else if (warp == CONSUMERS) inputs.load(lane);
+    __syncthreads();
+    inputs.reduce();
+  } else {
+    const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES;
+    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty,
+                             static_cast<int>(blockIdx.x) - input_blocks, static_cast<int>(gridDim.x) - input_blocks, units};
+    if (threadIdx.x < STAGES) {
+      mbarrier_init(full + 8 * threadIdx.x, LOADERS * 32 + 1);
+      mbarrier_init(filled + 8 * threadIdx.x, SLICES * 4);
+      mbarrier_init(empty + 8 * threadIdx.x, 4 + 1);
+    }
+    mbarrier_fence();
+    __syncthreads();
+    if (warp < CONSUMERS) outputs.compute(warp, lane);
+    else if (warp < CONSUMERS + WEIGHERS) outputs.weigh(warp - CONSUMERS, lane, Rates{lr, momentum, decay, seed_low, seed_high});
+    else if (warp < CONSUMERS + WEIGHERS + LOADERS) outputs.load(&weights, warp - CONSUMERS - WEIGHERS, lane);
+    else if (lane == 0) outputs.send(warp - CONSUMERS - WEIGHERS - LOADERS);
+  }
+}
+
+// Before it: xt [dim][stride] = x transposed, zero beyond the batch; the positives as a list for each unit, of links
+// {next, row, label within the unit} counted from 1, in any order. heads [units] is zero. Blocks of 256 threads: first those
+// that transpose squares of 32 x 32, then those that link the positives of 8 rows each.
+extern "C" __global__ void __launch_bounds__(256)
+hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __restrict__ pointers, const INDEX* __restrict__ positives,
+                    u32* __restrict__ heads, int4* __restrict__ links, int batch, int dim, int stride) {
+  __shared__ T square[32][33];
+  const int across = cdiv(dim, 32), squares = across * cdiv(stride, 32), column = threadIdx.x % 32, first = threadIdx.x / 32;
+  if (static_cast<int>(blockIdx.x) < squares) {
+    const int d0 = blockIdx.x % across * 32, b0 = blockIdx.x / across * 32;
+    for (int row = first; row < 32; row += 8) {
+      const bool inside = b0 + row < batch && d0 + column < dim;
+      square[row][column] = inside ? x[static_cast<i64>(b0 + row) * dim + d0 + column] : from_float<T>(0.f);
+    }
+    __syncthreads();
+    for (int row = first; row < 32; row += 8)
+      if (d0 + row < dim && b0 + column < stride) xt[static_cast<i64>(d0 + row) * stride + b0 + column] = square[column][row];
+  } else {
+    const int row = (blockIdx.x - squares) * 8 + first;
+    if (row >= batch) return;
+    for (i64 i = pointers[row] + column; i < pointers[row + 1]; i += 32) {
+      const i64 label = positives[i];
+      const u32 next = atomicExch(heads + label / G, static_cast<u32>(i) + 1);
+      links[i] = make_int4(static_cast<int>(next), row, static_cast<int>(label % G), 0);
+    }
+  }
+}
+
+// After it: dx [batch, dim] from the sums, and the loss. A block takes 16 inputs of 64 rows; one more adds the losses.
+extern "C" __global__ void __launch_bounds__(256)
+hopper_step_finish(const float* __restrict__ sums, T* __restrict__ dx, const double* __restrict__ losses, float* __restrict__ loss, int batch,
+                   int dim, int slices, int count) {
+  __shared__ float tile[16][65];
+  __shared__ double parts[8];
+  const int blocks = dim / 16, slice = blockIdx.x / blocks;
+  if (slice == slices) {
+    double total = 0;
+    for (int i = threadIdx.x; i < count; i += 256) total += losses[i];
+#pragma unroll
+    for (int m = 16; m > 0; m /= 2) total += __shfl_xor_sync(~0u, total, m);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int i = 1; i < 8; i++) total += parts[i];
+      *loss = static_cast<float>(total);
+    }
+    return;
+  }
+  const int d0 = blockIdx.x % blocks * 16, d = d0 + threadIdx.x / 16, v = threadIdx.x % 16;
+  const float4 sum = reinterpret_cast<const float4*>(sums + (static_cast<i64>(slice) * dim + d) * 64)[v];
+  const int b = v / 4 * 16 + v % 4 * 2;  // a lane's piece: rows b, b + 1, b + 8, b + 9
+  float* row = tile[threadIdx.x / 16];
+  row[b] = sum.x, row[b + 1] = sum.y, row[b + 8] = sum.z, row[b + 9] = sum.w;
+  __syncthreads();
+  for (int i = threadIdx.x; i < 64 * 8; i += 256) {
+    const int bb = i / 8, dd = i % 8 * 2;
+    if (slice * 64 + bb < batch)
+      *reinterpret_cast<u32*>(dx + static_cast<i64>(slice * 64 + bb) * dim + d0 + dd) = pack<T>(tile[dd][bb], tile[dd + 1][bb]);
+  }
+}

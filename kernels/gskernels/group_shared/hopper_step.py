@@ -1,0 +1,164 @@
+"""The step of group_shared/cuda on Hopper: one cooperative launch, between a kernel that prepares and one that finishes.
+
+Blocks that own labels make logits, loss, dY, dW and the update; blocks that own batch rows take dY from a ring in global
+memory and make dX. `hopper_step.cu` says how. A plan is a pure function of the problem and of what the GPU offers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.group_shared import hopper
+from gskernels.group_shared.hopper import ELEMENTS, LEAST_BATCH
+from gskernels.group_shared.portable import Machine
+from gskernels.group_shared.problem import Problem
+from gskernels.layer import Layer
+from gskernels.optim import Update
+from gskernels.pointwise_triton import KINDS, ROUNDINGS, words
+from gskernels.steps import Targets, Updates
+from gskernels.tune import cdiv
+
+SOURCE = "group_shared/hopper_step.cu"
+THREADS = 896
+RESERVED = 1024  # bytes of shared memory for barriers
+WANTED_STAGES, MOST_STAGES = 4, 8
+INPUT_SHARE = 0.485  # of the multiprocessors, for the blocks that own batch rows
+INDICES = {torch.int32: "int", torch.int64: "i64"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """unit: labels that a block treats together. item_slices: of 64 batch rows, of an item. row_blocks: of the batch.
+
+    input_blocks, output_blocks: that own batch rows, labels. stages, input_stages: of their rings in shared memory.
+    slots: items in the ring in global memory, of slot_bytes each.
+    """
+
+    unit: int
+    item_slices: int
+    row_blocks: int
+    input_blocks: int
+    output_blocks: int
+    stages: int
+    input_stages: int
+    slots: int
+    slot_bytes: int
+    shared_bytes: int
+
+    @property
+    def slices(self) -> int:
+        """Of 64 batch rows."""
+        return self.row_blocks * self.item_slices
+
+
+def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: float = INPUT_SHARE) -> Plan | None:
+    """None for what the kernel does not take."""
+    unit = next((unit for unit in (32, 16) if problem.group_size % unit == 0), 0)
+    fits = (
+        problem.dtype in ELEMENTS and unit and problem.batch >= LEAST_BATCH and problem.dim % 64 == 0
+        and problem.fan_in in (64, 128)
+    )  # fmt: skip
+    if not fits:
+        return None
+    room = gpu.shared_bytes - RESERVED
+    sums, taken = cdiv(problem.dim * 256, 1024) * 1024, unit * problem.fan_in * 2 + 64 * unit * 2 + problem.fan_in * 2
+    input_stages = min(16, (room - sums) // taken) // 2 * 2
+    most = next(slices for slices in (1, 2, 4) if slices == 4 or slices * 64 >= problem.batch)
+    stage = {slices: stage_bytes(problem.fan_in, unit, slices, bias, factor) for slices in (4, 2, 1) if slices <= most}
+    item_slices = next((slices for slices in stage if room // stage[slices] >= WANTED_STAGES), min(stage))
+    # Who waits at a stage was there the time before, as barriers tell passages apart by parity: warps take items in turns.
+    turns = max(2, 4 // item_slices)
+    stages = min(MOST_STAGES, room // stage[item_slices]) // turns * turns
+    row_blocks = cdiv(problem.batch, item_slices * 64)
+    slices = row_blocks * item_slices
+    parts = max(1, round(share * gpu.processors / slices))
+    output_blocks = gpu.processors - parts * slices
+    if stages < turns or input_stages < 2 or output_blocks < 1:
+        return None
+    # Blocks wait for each other through the ring: it holds what all have under way, several times.
+    slots = row_blocks * (4 * output_blocks + 3 * (input_stages + 1) * parts)
+    slot_bytes = unit * (problem.fan_in + item_slices * 64) * 2
+    shared = max(stages * stage[item_slices], sums + input_stages * taken)
+    return Plan(
+        unit, item_slices, row_blocks, parts * slices, output_blocks, stages, input_stages, slots, slot_bytes, shared
+    )
+
+
+def stage_bytes(fan_in: int, unit: int, slices: int, bias: bool, factor: bool) -> int:
+    """Of a block that owns labels: rows of X^T, whose place dW takes later; weights and dY; and beside them where the
+    positives begin, the bias and its warps' sums, the factors."""
+    gradient = cdiv(unit * (fan_in + 4) * 4, 1024) * 1024
+    matrices = max(fan_in * slices * 128, gradient) + unit * fan_in * 2 + slices * 64 * unit * 2
+    return matrices + 16 + bias * (unit * 2 + slices * 4 * unit * 4) + factor * unit * 4
+
+
+def plan_for(problem: Problem, layer: Layer, targets: Targets, updates: Updates, device: torch.device) -> Plan | None:
+    """A plan for a call on this device, or None where another implementation has to take it."""
+    gpu = hopper.machine(torch.cuda.current_device() if device.index is None else device.index)
+    if gpu is None or targets.positives.labels.dtype not in INDICES:
+        return None
+    update = updates.get("weight")
+    states = () if update is None else (layer.weight, update.momentum_buffer, update.compensation)
+    if any(state is not None and state.data_ptr() % 16 for state in states):
+        return None
+    return plan_of(problem, gpu, layer.bias is not None, targets.label_weight is not None)
+
+
+def macros_of(
+    problem: Problem, plan: Plan, bias: bool, targets: Targets, update: Update | None
+) -> dict[str, int | str]:  # fmt: skip
+    """What `hopper_step.cu` is compiled with."""
+    how = Update(0.0) if update is None else update
+    return {
+        "ELEMENT": ELEMENTS[problem.dtype], "INDEX": INDICES[targets.positives.labels.dtype], "K": problem.fan_in,
+        "G": plan.unit, "LIST": problem.group_size, "SLICES": plan.item_slices, "STAGES": plan.stages, "BIAS": int(bias),
+        "UPDATE": int(update is not None), "LOSS": KINDS.index(targets.loss), "MOMENTUM": int(how.momentum > 0),
+        "FACTOR": int(targets.label_weight is not None), "ROUNDING": ROUNDINGS.index(how.rounds(problem.dtype)),
+    }  # fmt: skip
+
+
+def step(
+    x: Tensor, layer: Layer, targets: Targets, update: Update | None, problem: Problem, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """x [B, D] -> loss, dx, dw where there is no update of the weights, db [L] fp32 where there is a bias.
+
+    Operands are contiguous and begin on 16 bytes.
+    """
+    how = Update(0.0) if update is None else update
+    device, stride = x.get_device(), plan.slices * 64
+    pointers, positives = targets.positives.pointers, targets.positives.labels
+    units = cdiv(problem.labels, plan.unit)
+    words_of = (plan.slices * problem.dim * 64, units, plan.slots, plan.slots)
+    sums, heads, ready, done = x.new_zeros(sum(words_of), dtype=torch.int32).split(words_of)
+    links = x.new_empty(max(1, len(positives)), 4, dtype=torch.int32)
+    xt, dx, loss = x.new_empty(problem.dim, stride), torch.empty_like(x), x.new_empty((), dtype=torch.float32)
+    losses = x.new_empty(plan.output_blocks, 512, dtype=torch.float64)
+    ring = x.new_empty(plan.slots, plan.slot_bytes, dtype=torch.uint8)  # small enough to stay in L2
+    dw = torch.empty_like(layer.weight) if update is None else None
+    db = None if layer.bias is None else x.new_empty(problem.labels, dtype=torch.float32)
+
+    macros = macros_of(problem, plan, layer.bias is not None, targets, update)
+    squares = cdiv(problem.dim, 32) * cdiv(stride, 32)
+    kernel(SOURCE, "hopper_step_prepare", macros, device).launch(
+        squares + cdiv(problem.batch, 8), 256,
+        (x, xt, pointers.to(positives.dtype), positives, heads, links, problem.batch, problem.dim, stride),
+    )  # fmt: skip
+    maps = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, plan.unit), 128)
+    args = (
+        maps, xt, layer.sparse.indices.to(torch.int16), heads, links, layer.bias, targets.label_weight, ring, ready, done,
+        sums, losses, layer.weight, dw, how.momentum_buffer, how.compensation, db, problem.batch, problem.dim,
+        problem.labels, plan.row_blocks, plan.input_blocks, plan.input_stages, plan.slots, float(how.lr),
+        float(how.momentum), float(how.weight_decay), *words(how.seed),
+    )  # fmt: skip
+    kernel(SOURCE, "hopper_step", macros, device).launch(
+        plan.input_blocks + plan.output_blocks, THREADS, args, plan.shared_bytes, cooperative=True
+    )
+    kernel(SOURCE, "hopper_step_finish", macros, device).launch(
+        plan.slices * (problem.dim // 16) + 1, 256,
+        (sums, dx, losses, loss, problem.batch, problem.dim, plan.slices, losses.numel()),
+    )  # fmt: skip
+    return loss, dx, dw, db
