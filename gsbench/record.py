@@ -4,17 +4,18 @@ Schema history (the version is in every manifest and every record line):
   1  first version
   2  sm_mhz
   3  a case may have a head_share (and its key then depends on it)
+  4  rounds_ms
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from gsbench.case import Case
 
-SCHEMA = 3
+SCHEMA = 4
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "unsupported", "failed_verification")
 
 
@@ -31,7 +32,8 @@ class NewerSchema(ValueError):
 class Timing:
     """Summary of the raw samples of one case; times in milliseconds, nothing discarded.
 
-    method: how a sample was taken ("cuda_events", "cuda_graph", "perf_counter"); records of different methods
+    method: how a sample was taken ("cuda_events", "cuda_graph", "perf_counter",
+    "perf_counter_kept_memory"); records of different methods
     are never compared. The confidence interval is the distribution-free order-statistic interval of the median.
     """
 
@@ -68,6 +70,7 @@ class Record:
     modelled_extra_bytes: int | None = None
     nvml_used_bytes: int | None = None
     energy_mj: float | None = None  # per call
+    rounds_ms: tuple[float, ...] = ()  # median of each round of samples; between two rounds others had their turn
     sm_mhz: float | None = None  # median SM clock while it was timed
     validity: tuple[str, ...] = ()  # what keeps this record from being beyond dispute
     config: dict[str, Any] = field(default_factory=dict)  # tuned tiles, registers, spills, shared memory
@@ -99,8 +102,26 @@ class Record:
         """Raises NewerSchema for one that is newer, ValueError / KeyError / TypeError for a malformed line."""
         if data.get("schema", 0) > SCHEMA:
             raise NewerSchema(f"record schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench")
-        fields = {name: value for name, value in data.items() if name != "key"}
-        fields["case"] = Case.from_dict(data["case"])
-        fields["timing"] = None if data.get("timing") is None else Timing(**data["timing"])
-        fields["validity"] = tuple(data.get("validity", ()))
-        return cls(**fields)
+        values = dict(data)
+        values.pop("key", None)
+        values["case"] = Case.from_dict(data["case"])
+        values["timing"] = None if data.get("timing") is None else _made(Timing, _TIMING, data["timing"])
+        values["validity"] = tuple(data.get("validity", ()))
+        values["rounds_ms"] = tuple(data.get("rounds_ms", ()))
+        record = _made(cls, _RECORD, values)
+        record.__post_init__()
+        return record
+
+
+_Made = TypeVar("_Made")
+_TIMING, _RECORD = ({field.name for field in fields(one)} for one in (Timing, Record))
+
+
+def _made(cls: type[_Made], names: set[str], values: dict[str, Any]) -> _Made:
+    """cls(**values). Where nothing is missing or unknown, without a call for each field, which frozen classes make: a file
+    may hold thousands of records."""
+    if values.keys() != names:
+        return cls(**values)
+    made = object.__new__(cls)
+    made.__dict__.update(values)
+    return made

@@ -10,10 +10,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -125,6 +128,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_records(file: Path) -> list[Record]:
     if not file.exists():
         return []
+    with uncollected():
+        return _parsed(file)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: passes over thousands of records, none of them garbage, took a tenth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _parsed(file: Path) -> list[Record]:
     lines = file.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):

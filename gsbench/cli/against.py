@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Request:
 
 
 def against(request: Request, policy: Policy) -> Gated:
-    """Measure, judge, measure once more what stayed unclear, judge again. Raises UserError or NothingMeasured."""
+    """Measure, judge, measure once more what is unclear or slower, judge by all. Raises UserError or NothingMeasured."""
     from gsbench import plan as planning
     from gsbench.checkout import Repository
     from gsbench.cli import device as devices
@@ -85,7 +86,6 @@ def _session(
     ) as view:
         view.say(f"check out {commit[:12]}")
         old, new = repository.library(checkout), repository.library()
-        check_builds(old, commit)
         sides = (
             Side("base", {**versions, "git_commit": commit, "git_dirty": False}, environment.code_fingerprint(old), old),
             Side(
@@ -94,16 +94,18 @@ def _session(
             ),
         )  # fmt: skip
         session = Interleaved(suite, resolved, target, out, sides, view, ["gsbench", *sys.argv[1:]])
-        for number in range(1, request.replicates + 1):
-            view.say(f"processes {number} of {request.replicates}")
-            session.replicate(plan, number)
+        first = range(1, request.replicates + 1)
+        with contextlib.closing(session):
+            session.start(first)  # while the reference is tried
+            check_builds(old, commit)
+            for number in session.replicates(plan, first):
+                view.say(f"processes {number} of {request.replicates}")
         found = _judge(out, policy)
-        unclear = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict == "unclear"])
-        if unclear.cases:
-            view.more(2 * request.replicates * len(unclear.cases))
-            for number in range(request.replicates + 1, 2 * request.replicates + 1):
-                view.say(f"{len(unclear.cases)} cases unclear: processes {number} of {2 * request.replicates}")
-                session.replicate(unclear, number)
+        doubtful = only(plan, [pair.case for pair in found.compared.pairs if pair.verdict in ("unclear", "slower")])
+        if doubtful.cases:
+            view.more(2 * request.replicates * len(doubtful.cases))
+            for number in session.replicates(doubtful, range(request.replicates + 1, 2 * request.replicates + 1)):
+                view.say(f"{len(doubtful.cases)} cases unclear or slower: processes {number} of {2 * request.replicates}")
             found = _judge(out, policy)
     typer.echo(f"the runs: {out}/base and {out}/new", err=True)
     return found

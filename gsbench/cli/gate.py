@@ -32,7 +32,7 @@ def gate(
     only: Annotated[Optional[list[str]], typer.Option(help="With --against: implementations to keep.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="With --against: auto, cpu, cuda or cuda:N.")] = "auto",
     replicates: Annotated[int, typer.Option(min=2, help="With --against: processes a side; as many again for cases that "
-                                            "stay unclear.")] = 5,
+                                            "are unclear or slower.")] = 5,
     path: Annotated[Optional[list[Path]], typer.Option("--path", help="With --against: folder of the repository that both "  # noqa: UP045
                                                        "sides import from (default: kernels); repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="With --against: folder that holds the runs.")] = Path("results"),

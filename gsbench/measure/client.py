@@ -16,7 +16,7 @@ from typing import Any
 
 from gsbench.errors import NothingMeasured, UserError
 
-_START_TIMEOUT_S = 300.0  # importing torch from a cold disk
+START_TIMEOUT_S = 300.0  # importing torch from a cold disk, measuring a busy machine's ceilings
 Event = dict[str, Any]
 
 
@@ -37,14 +37,14 @@ def child_environment(library: Sequence[Path] = ()) -> dict[str, str]:
 
 
 class WorkerClient:
-    """Starts a worker on a device and waits for its hello. Raises UserError / NothingMeasured if it refuses."""
+    """A worker process: it imports what it needs, and touches the device only once it is opened."""
 
     def __init__(
         self, device: str, log: Path, silence_s: float, library: Sequence[Path] = (), partner: bool = False
     ) -> None:
         """library: folders to import from before all others, such as those of another commit. partner: another worker
         of the same session holds the device."""
-        self._silence_s = silence_s
+        self.log, self._silence_s, self._woken = log, silence_s, False
         self._key = ""
         self._log = open(log, "ab")  # noqa: SIM115 - held until close()
         self._process = subprocess.Popen(
@@ -55,26 +55,44 @@ class WorkerClient:
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._pump, daemon=True).start()
         self.hello: Event = {}
-        while not self.hello:
-            try:
-                event = self._next(_START_TIMEOUT_S)
-            except WorkerGone as e:
-                raise UserError(f"the measuring process did not start: {e.reason}; its output is in {log}") from None
-            if event["event"] == "refused":
-                self.close()
-                raise NothingMeasured(event["reason"])
-            if event["event"] == "hello":
-                self.hello = event
+
+    def wake(self) -> None:
+        """Let it take the device, without waiting for its hello."""
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(WorkerGone):  # `open` says so
+                self._send({"do": "open"})
+
+    def open(self) -> WorkerClient:
+        """Let it take the device, and wait for its hello. Raises UserError / NothingMeasured if it refuses."""
+        self.wake()
+        try:
+            while not self.hello:
+                event = self._next(START_TIMEOUT_S)
+                if event["event"] == "refused":
+                    self.close()
+                    raise NothingMeasured(event["reason"])
+                if event["event"] == "hello":
+                    self.hello = event
+        except WorkerGone as e:
+            raise UserError(f"the measuring process did not start: {e.reason}; its output is in {self.log}") from None
+        return self
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def request(self, **request: Any) -> Iterator[Event]:
-        """Send a request; yields its events, "done" or "lost" last; after "turn" it waits for `go`. Raises WorkerGone."""
+    def request(self, silence_s: float | None = None, **request: Any) -> Iterator[Event]:
+        """Send a request; the iterator has its events, "done" or "lost" last; after "turn" the worker waits for `go`.
+
+        silence_s: how long it may say nothing, if not as long as a case. Both raise WorkerGone.
+        """
         self._send(request)
+        return self._events(self._silence_s if silence_s is None else silence_s)
+
+    def _events(self, silence_s: float) -> Iterator[Event]:
         while True:
-            event = self._next(self._silence_s)
+            event = self._next(silence_s)
             yield event
             if event["event"] in ("done", "lost"):
                 return
@@ -96,11 +114,15 @@ class WorkerClient:
         if self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGUSR1)
 
-    def close(self) -> None:
-        """End the process, by force if it does not end by itself."""
+    def dismiss(self) -> None:
+        """Tell the process that it may end, without waiting for it."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+    def close(self) -> None:
+        """End the process, by force if it does not end by itself."""
+        self.dismiss()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:

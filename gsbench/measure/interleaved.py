@@ -9,6 +9,7 @@ and the slowdowns that it plants (`Side.plants`). Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,12 @@ from typing import Any
 
 from gsbench.case import Case
 from gsbench.errors import NothingMeasured
-from gsbench.measure.session import Session, View, new_manifest
+from gsbench.measure.client import WorkerClient
+from gsbench.measure.session import Next, Session, View, new_manifest
 from gsbench.plan import Plan
 from gsbench.record import SCHEMA
 from gsbench.store import RunWriter, read_run
 from gsbench.suite import Suite
-
-_OVER = "over"  # of a generator: what it yields in between is None
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Side:
 
 @dataclass
 class Interleaved:
-    """A session of two sides. `replicate` may be called again, of all cases or of some."""
+    """A session of two sides. `replicates` may be called again, of all cases or of some."""
 
     suite: Suite
     resolved: dict[str, Any]
@@ -47,28 +47,66 @@ class Interleaved:
     sides: tuple[Side, Side]
     view: View
     command: Sequence[str] = ()
-    _ceilings: dict[str, Any] = field(default_factory=dict)
+    ceilings: dict[str, Any] = field(default_factory=dict)  # the card's, measured by the first process if not known
+    _started: dict[tuple[int, int], WorkerClient] = field(default_factory=dict)  # (replicate, side) -> its process
+
+    def replicates(self, plan: Plan, numbers: Sequence[int]) -> Iterator[int]:
+        """Measure replicate after replicate; each number is yielded before its processes begin.
+
+        Raises UserError or NothingMeasured where a side's process does not start.
+        """
+        try:
+            for position, number in enumerate(numbers):
+                if (number, 0) not in self._started:
+                    self.start(numbers[position:])
+                yield number
+                self.replicate(plan, number)
+        finally:
+            self.close()
 
     def replicate(self, plan: Plan, number: int) -> None:
         """One process a side over the whole plan, block after block: a round of samples of A, then of B, then of A ...
 
-        What drifts in seconds hits both alike. The one that began the last block is second in the next.
-
-        Raises UserError or NothingMeasured where a side's process does not start.
+        What drifts in seconds hits both alike. The one that began the last block is second in the next. What is not
+        timed (compilation, verification) both do at the same time.
         """
         with contextlib.ExitStack() as stack:
             sessions = [stack.enter_context(self._session(side, number, i)) for i, side in enumerate(self.sides)]
             for session in sessions:
                 session.note_unsupported(plan, set())
+                session.wake()
+            for session in sessions:
+                session.awake()
+            for session in sessions:
                 self._open(session)
             self._adopt(sessions)
             for turn, block in enumerate(plan.blocks()):
-                waiting = [one.turns(block) for one in (sessions if (turn + number) % 2 else sessions[::-1])]
-                while waiting:
-                    waiting = [one for one in waiting if next(one, _OVER) is None]
+                take_turns([one.turns(block) for one in (sessions if (turn + number) % 2 else sessions[::-1])])
                 self._adopt(sessions)
             for side, session in zip(self.sides, sessions, strict=True):
+                session.dismiss()
                 self._something_timed(side, session, plan)
+
+    def close(self) -> None:
+        """End the processes that were started and not used."""
+        for worker in self._started.values():
+            worker.dismiss()
+        for worker in self._started.values():
+            worker.close()
+            worker.log.unlink(missing_ok=True)
+        self._started.clear()
+
+    def start(self, numbers: Sequence[int]) -> None:
+        """Let the processes of the next replicates import side by side, before anything is timed, as far as there are
+        cores for it. They leave the device alone, and sit idle until their replicate begins."""
+        room = (os.cpu_count() or 1) // len(self.sides)
+        for number in numbers[: max(1, room)]:
+            for i, side in enumerate(self.sides):
+                log = self.out / f"{side.name}-{number:02}.log"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                self._started[number, i] = WorkerClient(
+                    self.device, log, self.suite.timing.timeout_s, side.library, partner=i > 0
+                )
 
     def _something_timed(self, side: Side, session: Session, plan: Plan) -> None:
         """Raises NothingMeasured with the first reason, before more processes find out the same."""
@@ -85,7 +123,7 @@ class Interleaved:
             writers = {plant: stack.enter_context(self._writer(side, name, number)) for plant, name in names.items()}
             session = Session(
                 self.suite, self.device, writers[0.0], self.view, library=side.library, partner=index > 0,
-                plants={} if side.plants is None else writers,
+                plants={} if side.plants is None else writers, started=self._started.pop((number, index), None),
             )  # fmt: skip
             try:
                 yield session
@@ -103,15 +141,29 @@ class Interleaved:
         return RunWriter.create(folder, manifest | {"target": self.device, "only": []})
 
     def _open(self, session: Session) -> None:
-        """Start the worker; the card's ceilings are measured once in a session."""
-        session.writer.manifest["ceilings"] = dict(self._ceilings)
+        """Wait for the worker; the card's ceilings are measured once in a session."""
+        session.writer.manifest["ceilings"] = dict(self.ceilings)
         session.open_worker()
-        self._ceilings = session.writer.manifest["ceilings"]
+        self.ceilings = session.writer.manifest["ceilings"]
 
     def _adopt(self, sessions: Sequence[Session]) -> None:
         """Each worker is told of the other, which sits on the card but is idle; again after one was replaced."""
         for session in sessions:
             session.tell_of_partners(len(sessions) - 1)
+
+
+def take_turns(sessions: Sequence[Iterator[Next]]) -> None:
+    """Resume each until it is over: who measures does it alone, one after the other; all else they do together."""
+    said = {i: next(one, None) for i, one in enumerate(sessions)}
+    last = -1
+    while running := [i for i, what in said.items() if what is not None]:
+        waiting = [i for i in running if said[i] is Next.WAIT]
+        alone = [i for i in running if said[i] is Next.ALONE]
+        if not waiting and alone:
+            waiting = [next((i for i in alone if i > last), alone[0])]
+            last = waiting[0]
+        for i in waiting or running:
+            said[i] = next(sessions[i], None)
 
 
 def only(plan: Plan, cases: Sequence[Case]) -> Plan:

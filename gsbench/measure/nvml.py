@@ -69,6 +69,7 @@ class Monitor:
 
     def __init__(self, uuid: str | None, nvml: Any = None, period_s: float = 0.02) -> None:
         self.available, self.why, self._nvml, self._period = False, "", nvml, period_s
+        self._own = 0  # contexts of this process in NVML's list: none, or one
         self.partners = 0  # processes of our own session that sit on the card while this one measures
         self._readings: list[Reading] = []
         self._stop = threading.Event()
@@ -82,30 +83,29 @@ class Monitor:
                 self._nvml = pynvml
             self._nvml.nvmlInit()
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._own = self._processes()  # taken before this process has a context: whoever is there is foreign
+            self._before = self._processes()  # before this process has a context: whoever is there is foreign
             self._readings.append(self._read())
         except Exception as e:  # the library raises many types, and none may end a sweep
             self.why = f"{type(e).__name__}: {e}"
             return
-        self._foreign = set(self._own)
         self.available = True
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def adopt_own_context(self) -> None:
-        """Call once after this process has its CUDA context: processes new since then are foreign.
+        """Call once after this process has its CUDA context, which is then one of those that NVML lists.
 
-        Process numbers cannot be compared with ours: inside a container NVML names the host's.
+        Which one is not known: inside a container NVML names the host's numbers, and a partner may have come meanwhile.
         """
         if self.available:
-            self._own = self._processes() - self._foreign
+            self._own = min(1, len(self._processes() - self._before))
 
     def window(self, since: float) -> Window:
         """Readings since `since` (time.monotonic()), and processes on the card that are not ours."""
         if not self.available:
             return Window()
         readings = [r for r in self._readings if r.at >= since] or [self._read()]
-        return Window(readings, max(0, len(self._processes() - self._own) - self.partners))
+        return Window(readings, max(0, len(self._processes()) - self._own - self.partners))
 
     def used_bytes(self) -> int | None:
         return self._read().used_bytes if self.available else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from gsbench.store import Sample
 from gsbench.suite import TimingSettings
 
 _TURN_S = 0.05  # of one implementation, before the next has its turn
+_FEWEST_TURNS = 5  # in its time budget: what drifts hits all alike only if they change often
 _MOST_A_TURN = 50
 _VOID_RETRIES = 2
 
@@ -41,15 +43,22 @@ class Series:
     def __post_init__(self) -> None:
         self.target = Target(self.call)
 
+    def rounds_ms(self) -> tuple[float, ...]:
+        """The median of each round, to six digits."""
+        rounds: dict[int, list[float]] = {}
+        for number, ms in self.samples:
+            rounds.setdefault(number, []).append(ms)
+        return tuple(float(f"{statistics.median(rounds[number]):.6g}") for number in sorted(rounds))
+
     def summary(self) -> Timing:
         return stats.summarise([ms for _, ms in self.samples], self.timer.method, self.capped)
 
 
 def take_rounds(
     monitor: Monitor, series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None],
-    stop_requested: Callable[[], bool], pause: Callable[[], None] = lambda: None,
+    stop_requested: Callable[[], bool], pause: Callable[[bool], None] = lambda alone: None,
 ) -> list[tuple[Series, Exception]]:  # fmt: skip
-    """Sample all until each is steady or out of budget; returns those that raised. pause: between two rounds.
+    """Sample all until each is steady or out of budget; returns those that raised. pause(True): before each round.
 
     A stretch with thermal or hardware slowdown is void as a whole and measured again, twice at the most; it then
     stands, flagged "slowed_down".
@@ -81,7 +90,8 @@ def _warm_up(series: list[Series], timing: TimingSettings) -> list[tuple[Series,
             while count == 0 or time.monotonic() - began < timing.warmup_s:
                 one.timer.sample(one.target, 1)
                 count += 1
-            one.turn = max(1, min(_MOST_A_TURN, int(_TURN_S * count / (time.monotonic() - began))))
+            turn_s = min(_TURN_S, timing.budget_s / _FEWEST_TURNS)
+            one.turn = max(1, min(_MOST_A_TURN, int(turn_s * count / (time.monotonic() - began))))
         except Exception as e:
             failed.append((one, e))
     return failed
@@ -89,15 +99,14 @@ def _warm_up(series: list[Series], timing: TimingSettings) -> list[tuple[Series,
 
 def _rounds(
     series: list[Series], timing: TimingSettings, say: Callable[[Case, str], None], stop_requested: Callable[[], bool],
-    pause: Callable[[], None],
+    pause: Callable[[bool], None],
 ) -> list[tuple[Series, Exception]]:  # fmt: skip
     order = list(series)
     random.Random(0).shuffle(order)
     failed: list[tuple[Series, Exception]] = []
     round_ = 0
     while any(not one.done for one in order):
-        if round_:
-            pause()
+        pause(True)
         for one in order:
             if one.done:
                 continue

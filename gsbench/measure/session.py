@@ -7,18 +7,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
 from gsbench.case import Case
 from gsbench.measure import environment
-from gsbench.measure.client import WorkerClient, WorkerGone
+from gsbench.measure.client import START_TIMEOUT_S, WorkerClient, WorkerGone
 from gsbench.plan import Plan
 from gsbench.record import Record, utc_now
 from gsbench.store import RunWriter, Sample
 from gsbench.suite import Suite
 
 _MOST_REPLACEMENTS = 50
+
+
+class Next(Enum):
+    """What a session does when it is resumed (`Session.turns`)."""
+
+    WAIT = "waits for its process, which does what need not have the device to itself"
+    ALONE = "measures, and needs the device to itself"
+    TOGETHER = "lets its process go on with what need not"
 
 
 class View(Protocol):
@@ -42,6 +51,7 @@ class Session:
     library: tuple[Path, ...] = ()  # folders that the worker imports from first
     partner: bool = False  # a worker of the same session holds the device
     plants: dict[float, RunWriter] = field(default_factory=dict)  # slowdowns to plant as well, and where they go
+    started: WorkerClient | None = None  # a process that has its imports done, to open when the first is needed
     interrupted: bool = False
     out_of_budget: bool = False
     _worker: WorkerClient | None = None
@@ -71,28 +81,50 @@ class Session:
 
     def close(self) -> None:
         """End the worker; the next block would start another."""
+        for worker in (self._worker, self.started):
+            if worker is not None:
+                worker.close()
+        self._worker = self.started = None
+
+    def dismiss(self) -> None:
+        """Tell the worker that it may end; `close` waits for it."""
         if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+            self._worker.dismiss()
 
     def open_worker(self) -> WorkerClient:
         """The worker, started and told the ceilings (measured by the first one and kept in the manifest)."""
         if self._worker is None:
             self.view.at(None, "start the measuring process")
-            log = self.writer.path / "worker.log"
-            self._worker = WorkerClient(
-                self.device, log, self.suite.timing.timeout_s, self.library, self.partner
-            )
+            self._worker = self._new_worker().open()
             manifest = self.writer.manifest
             self._settle_device(self._worker.hello)
             known = {"known": manifest["ceilings"]} if manifest.get("ceilings") else {}
-            for event in self._worker.request(do="ceilings", dtypes=self.suite.dtypes, **known):
+            for event in self._worker.request(START_TIMEOUT_S, do="ceilings", dtypes=self.suite.dtypes, **known):
                 if event["event"] == "at":
                     self.view.at(None, event["phase"])
                 else:
                     manifest["ceilings"] = event["ceilings"]
             self.writer.save_manifest()
         return self._worker
+
+    def _new_worker(self) -> WorkerClient:
+        log = self.writer.path / "worker.log"
+        worker, self.started = self.started, None
+        if worker is None:
+            return WorkerClient(self.device, log, self.suite.timing.timeout_s, self.library, self.partner)
+        worker.log = worker.log.rename(log)
+        return worker
+
+    def wake(self) -> None:
+        """Start the worker, and let it take the device, without waiting for it; `open_worker` does."""
+        if self._worker is None:
+            self.started = self._new_worker()
+            self.started.wake()
+
+    def awake(self) -> None:
+        """Wait until the worker that was woken has the device. Raises UserError / NothingMeasured if it refuses."""
+        if self.started is not None:
+            self.started.open()
 
     def tell_of_partners(self, count: int) -> None:
         """So many processes of this session share the device and are idle while this one measures. Once a worker."""
@@ -124,17 +156,21 @@ class Session:
         for _ in self.turns(cases, shared=False):
             pass
 
-    def turns(self, cases: list[Case], shared: bool = True) -> Iterator[None]:
-        """As `measure`, a round of samples at a time. Between two, another process may use the device."""
+    def turns(self, cases: list[Case], shared: bool = True) -> Iterator[Next]:
+        """As `measure`, a round of samples at a time; yields what it will do next, and waits to be resumed."""
         todo = {case.key: case for case in cases}
         alone: list[Case] = []
         while todo and not self._over():
             try:
-                for event in self._request(list(todo.values()), shared):
+                events = self._request(list(todo.values()), shared)
+                yield Next.WAIT
+                for event in events:
                     if event["event"] == "turn":
-                        yield
+                        yield Next.ALONE if event["alone"] else Next.TOGETHER
                         assert self._worker is not None
                         self._worker.go()
+                        if not event["alone"]:
+                            yield Next.WAIT
                     else:
                         self._handle(event, todo, alone)
                     if self._over() and self._worker is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from gsbench.measure import heap
 from gsbench.measure.operands import Call, Outputs
 
 Samples = list[float]  # milliseconds
@@ -33,12 +36,14 @@ class Timer(Protocol):
 
 
 class CpuTimer:
-    """A monotonic clock around the call; cold: a buffer of twice the last-level cache is read before each."""
+    """A monotonic clock around the call; cold: a buffer of twice the last-level cache is read before each.
 
-    method = "perf_counter"
+    Where the process keeps its memory (`heap.keep`), calls take no page faults: another method, for the times differ.
+    """
 
     def __init__(self, cold: bool, cache_bytes: int) -> None:
-        self._flush = torch.ones(2 * cache_bytes // 4) if cold else None
+        self.method = "perf_counter_kept_memory" if heap.kept() else "perf_counter"
+        self._flush = _passed_over(torch.device("cpu"), cache_bytes) if cold else None
 
     def sample(self, target: Target, count: int) -> Samples:
         samples = []
@@ -51,42 +56,64 @@ class CpuTimer:
         return samples
 
 
+@dataclass(frozen=True)
+class _Queued:
+    """A sample on its way: its events, whether the hold ended too early, and how long the host took to queue it."""
+
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+    behind: bool
+    host_s: float
+
+
 class CudaTimer:
     """Events on the current stream, which a spinning kernel holds until every launch of the sample is queued.
 
     cold: a buffer of twice the L2 is read before the hold begins; that evicts the operands and leaves no dirty lines
-    whose write-back the timed kernels would pay. Samples during which the hold ran out are taken again with a longer
-    one; a call that outlasts the longest hold (it waits for the device itself) is marked `host_behind`.
+    whose write-back the timed kernels would pay. Samples during which the hold ran out are taken again, with a longer one
+    unless the host merely hesitated once; a call that outlasts the longest hold (it waits for the device itself) is marked
+    `host_behind`.
     """
 
     method = "cuda_events"
     _LONGEST_HOLD_S = 40e-3  # a thousand launches; the driver queues about that many
+    _LONGER = 1.25  # than the host needed: most of a short sample's cost is its hold
+    _SELDOM = 0.2  # share of the samples for which the hold may have run out and yet be long enough
 
     def __init__(self, cold: bool, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
         self._cycles_per_second = 1e3 * getattr(properties, "clock_rate", 2_000_000)
-        self._flush = torch.ones(2 * properties.L2_cache_size // 4, device=device) if cold else None
+        self._flush = _passed_over(device, properties.L2_cache_size) if cold else None
         self._sink = torch.empty((), device=device)
 
     def sample(self, target: Target, count: int) -> Samples:
-        while True:
-            events = [self._one(target) for _ in range(count)]
+        samples: Samples = []
+        while len(samples) < count:
+            queued = [self._one(target) for _ in range(count - len(samples))]
             torch.cuda.synchronize()
-            if target.host_behind or not any(behind for _, _, behind in events):
-                return [start.elapsed_time(end) for start, end, _ in events]
-            target.host_behind = target.hold_s >= self._LONGEST_HOLD_S
-            target.hold_s = 100e-6 if target.host_behind else min(2 * target.hold_s, self._LONGEST_HOLD_S)
+            samples += [one.start.elapsed_time(one.end) for one in queued if target.host_behind or not one.behind]
+            self._hold_longer(target, queued)
+        return samples
 
-    def _one(self, target: Target) -> tuple[torch.cuda.Event, torch.cuda.Event, bool]:
+    def _hold_longer(self, target: Target, queued: list[_Queued]) -> None:
+        late = sum(one.behind for one in queued)
+        if target.host_behind or late <= self._SELDOM * len(queued):
+            return
+        target.host_behind = target.hold_s >= self._LONGEST_HOLD_S
+        needed = self._LONGER * max(target.hold_s, statistics.median(one.host_s for one in queued))
+        target.hold_s = 100e-6 if target.host_behind else min(needed, self._LONGEST_HOLD_S)
+
+    def _one(self, target: Target) -> _Queued:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         if self._flush is not None:
             torch.sum(self._flush, dim=0, out=self._sink)
         torch.cuda._sleep(int(target.hold_s * self._cycles_per_second))
+        began = time.perf_counter()
         start.record()
         target.last = target.call()
         behind = start.query()  # true only if the hold ended before the last launch was queued
         end.record()
-        return start, end, behind
+        return _Queued(start, end, behind, time.perf_counter() - began)
 
 
 class HostTimer:
@@ -139,6 +166,12 @@ class GraphTimer:
         torch.cuda.synchronize()
         target.last = self._outputs
         return [start.elapsed_time(end) / self._calls for start, end in events]
+
+
+@functools.cache
+def _passed_over(device: torch.device, cache_bytes: int) -> torch.Tensor:
+    """Twice the cache, to be read before each cold sample; one for all timers of a process."""
+    return torch.ones(2 * cache_bytes // 4, device=device)
 
 
 def elapsed_of(call: Callable[[], object], synchronize: Callable[[], object]) -> float:

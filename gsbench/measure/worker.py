@@ -1,14 +1,16 @@
 """The measuring process: owns the device, speaks JSON lines, and may die without taking the sweep along.
 
-Requests on stdin:   {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
+Requests on stdin:   {"do": "open"}   first, and once: until then the process only imports, and leaves the device alone
+                     {"do": "ceilings", "dtypes": [...]}  {"do": "block", "cases": [...], "timing": {...}, "energy": bool}
                      "plants": [0, 0.02, ...] in a block: time each case with these slowdowns planted as well
                      "shared": true in a block: others measure in turns; after each {"event": "turn"} wait for {"do": "go"}
                      {"do": "partners", "count": 1}   processes of the same session that share the device, and are idle
                      {"do": "instrument", "cases": [...]}   what the timers themselves cost, and whether others agree
-Events on stdout:    {"event": "hello", "device": {...}, ...}   once, at the start; or {"event": "refused", "reason": ...}
+Events on stdout:    {"event": "hello", "device": {...}, ...}   once, when opened; or {"event": "refused", "reason": ...}
                      {"event": "at", "key": ..., "phase": ...}  before each risky step; silence is timed
                      {"event": "record", "record": {...}, "samples": [...], "plant": 0}
-                     {"event": "turn"}                          between two rounds of samples of a shared block
+                     {"event": "turn", "alone": true}           of a shared block: before each round of samples, which must
+                                                                have the device to itself; false: before work that need not
                      {"event": "alone", "keys": [...]}          out of memory beside others
                      {"event": "lost", "reason": ...}           a CUDA error; the process ends
                      {"event": "done", ...}                     the request is finished
@@ -17,7 +19,9 @@ What implementations print goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -28,6 +32,7 @@ from typing import IO, Any
 
 from gsbench.case import Case
 from gsbench.implementations import all_implementations
+from gsbench.measure import heap
 from gsbench.measure.environment import probe_device
 from gsbench.measure.nvml import Monitor
 
@@ -47,9 +52,9 @@ class Worker:
         self._events.write(json.dumps({"event": event, **data}) + "\n")
         self._events.flush()
 
-    def _pause(self) -> None:
-        """Let another process measure, until the parent says go. Ends with the parent."""
-        self.emit("turn")
+    def _pause(self, alone: bool) -> None:
+        """Let another process have the device, until the parent says go. Ends with the parent."""
+        self.emit("turn", alone=alone)
         if not next(self._requests, ""):
             raise SystemExit
 
@@ -58,9 +63,14 @@ class Worker:
 
     def run(self) -> None:
         self.emit("at", key="", phase="import torch")
+        on_cuda = self.device.startswith("cuda")
+        import_ahead(on_cuda)
         import torch
 
-        on_cuda = self.device.startswith("cuda")
+        if not next(self._requests, ""):
+            return
+        if not on_cuda:
+            heap.keep()
         if on_cuda and not torch.cuda.is_available():
             self.emit("refused", reason="torch sees no CUDA device here (gsbench doctor says more)")
             return
@@ -129,7 +139,7 @@ class Worker:
 
         cases = [Case.from_dict(data) for data in request["cases"]]
         bench.plants = tuple(request.get("plants", ()))
-        bench.pause = self._pause if request.get("shared") else lambda: None
+        bench.pause = self._pause if request.get("shared") else lambda alone: None
         try:
             for outcome in measure(bench, cases, TimingSettings(**request["timing"]), request["energy"]):
                 if isinstance(outcome, TryAlone):
@@ -141,8 +151,23 @@ class Worker:
             return False
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
+        heap.give_back()
         self.emit("done")
         return True
+
+
+def import_ahead(on_cuda: bool) -> None:
+    """What every block needs, before the device is opened; of the compilers, what leaves the driver alone: Triton reads its
+    half a gigabyte once a process to tell its version, and NVRTC is a large library (half a second each on an H200's host).
+    """
+    importlib.import_module("gsbench.measure.block")
+    early = (("triton.language", ""), ("triton.runtime.cache", "triton_key"), ("cuda.core", ""),
+             ("gskernels.cuda.jit", "nvrtc_version"))  # fmt: skip
+    for name, once in early if on_cuda else ():
+        with contextlib.suppress(Exception):  # the case that needs it says so
+            module = importlib.import_module(name)
+            if once:
+                getattr(module, once)()
 
 
 def take_device(name: str) -> IO[str] | None:
@@ -162,6 +187,8 @@ def main() -> None:
     os.dup2(2, 1)  # prints of implementations must not mix with events
     sys.stdout = sys.stderr
     Worker(sys.argv[1], sys.stdin, events, partner="partner" in sys.argv[2:]).run()
+    sys.stderr.flush()
+    os._exit(0)  # every event is out; taking torch and the driver apart would only keep the next process waiting
 
 
 if __name__ == "__main__":

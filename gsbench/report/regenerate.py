@@ -1,9 +1,11 @@
 """Every committed report again, from the records: are the committed files what the records give?
 
-`reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`. In README.md and
-docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
-report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these; after
-`<!-- gsbench training FOLDER -->` the comparison that `gsbench train --grid` wrote into that folder.
+`reports/X` is the report of `results/baselines/X`, with its figures as PNG in `reports/X/figures`, and
+`reports/X/selftest.md` that of the self-test in `results/baselines/X/selftest/runs.json`, where there is one. In README.md
+and docs/*.md, the text between `<!-- gsbench answer results/baselines/X -->` and `<!-- end -->` is the answer of that
+report; after `<!-- gsbench bytes results/baselines/X -->`, or `counters`, it is what its profiles say of these, after
+`selftest` the self-test in a sentence; after `<!-- gsbench training FOLDER -->` the comparison that `gsbench train --grid`
+wrote into that folder.
 
 What is compared: pages, Markdown and answers byte by byte, for they are the same on every machine. The bytes of a figure
 depend on the versions of matplotlib, FreeType and Pillow, so figures are not drawn for the comparison: `figures/drawn.json`
@@ -20,16 +22,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsbench import report
+from gsbench import report, selfruns
 from gsbench.errors import UserError
 from gsbench.profile import store, text
+from gsbench.report import selftests
 from gsbench.report.contents import Report
 from gsbench.report.figures import Plate
 from gsbench.report.markdown import answer_lines
+from gsbench.report.markup import plain
+from gsbench.report.palette import Style
+from gsbench.selftest import SelfTest, analyse
 from gsbench.train import comparison
 
 RESULTS, REPORTS, FIGURES, DRAWN = Path("results/baselines"), Path("reports"), "figures", "drawn.json"
-_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters|training) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- gsbench (answer|bytes|counters|selftest|training) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PICTURE = re.compile(r"!\[[^\]]*\]\((reports/[^)\s]+)\)")
 Digest = dict[str, str]  # "drawn": fingerprint, "png": checksum of the file
 
@@ -46,16 +52,35 @@ class Stale:
 
 
 @dataclass(frozen=True)
+class SelfTestPlate:
+    """The figure of a self-test, as `figures.Plate` is one of views."""
+
+    found: SelfTest
+    stem: str = selftests.STEM
+
+    def draw(self, styles: dict[str, Style]) -> tuple[bytes, bytes]:
+        return selftests.draw(self.found), b""
+
+    def fingerprint(self, styles: dict[str, Style]) -> str:
+        return selftests.fingerprint(self.found)
+
+
+@dataclass(frozen=True)
 class Committed:
     """A report as the records give it. `folder`: of the committed files, relative to the root."""
 
     folder: Path
     report: Report
-    plates: list[Plate]
+    views: list[Plate]
+    selftest: SelfTest | None
 
     @property
     def figures(self) -> Path:
         return self.folder / FIGURES
+
+    @property
+    def plates(self) -> list[Plate | SelfTestPlate]:
+        return [*self.views, *([SelfTestPlate(self.selftest)] if self.selftest else [])]
 
 
 def committed(root: Path) -> list[Committed]:
@@ -65,8 +90,9 @@ def committed(root: Path) -> list[Committed]:
         raise UserError(f"{root / RESULTS}: no recorded runs here; --root names the root of a checkout")
     found = []
     for folder in folders:
-        said = report.read(folder)
-        found.append(Committed(REPORTS / folder.name, said, report.plan(said)))
+        said, tested = report.read(folder), folder / selftests.STEM
+        itself = analyse(tested) if (tested / selfruns.FILE).exists() else None
+        found.append(Committed(REPORTS / folder.name, said, report.plan(said), itself))
     return found
 
 
@@ -102,7 +128,10 @@ def _texts(root: Path, reports: list[Committed]) -> dict[Path, bytes]:
     """Every file that is compared byte by byte, as it should be."""
     found: dict[Path, bytes] = {}
     for one in reports:
-        found |= {one.folder / name: page for name, page in report.texts(one.report, one.plates, FIGURES).items()}
+        found |= {one.folder / name: page for name, page in report.texts(one.report, one.views, FIGURES).items()}
+        if one.selftest:
+            page = selftests.to_markdown(one.selftest, f"{FIGURES}/{selftests.STEM}.png")
+            found[one.folder / f"{selftests.STEM}.md"] = page.encode()
     said = {(RESULTS / one.folder.name).as_posix(): one for one in reports}
     for file in _prose(root):
         prose = file.read_text(encoding="utf-8")
@@ -125,6 +154,10 @@ def _lines(root: Path, what: str, one: Committed) -> str:
     """Of the records of a folder."""
     if what == "answer":
         return "\n".join(answer_lines(one.report))
+    if what == "selftest":
+        if one.selftest is None:
+            raise UserError(f"gsbench selftest {RESULTS / one.folder.name}: no {selftests.STEM}/{selfruns.FILE} there")
+        return f"{plain(selftests.sentence(one.selftest))}.\n"
     runs = [run for run in sorted((root / RESULTS / one.folder.name).iterdir()) if run.is_dir()]
     profiles = [profile for run in runs for profile in store.read(run)]
     return "\n".join(text.markdown_lines((text.byte_table if what == "bytes" else text.counter_table)(profiles)))

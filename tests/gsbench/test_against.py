@@ -49,6 +49,9 @@ def test_a_kernel_that_became_hundreds_of_times_slower_fails(gate: Any, repo: Pa
         outside.git(repo, "rev-parse", "HEAD~1"), now,
     )  # fmt: skip
     assert base.manifest["ceilings"] == new.manifest["ceilings"]
+    assert all(len(record.rounds_ms) >= 5 for record in (*base.records, *new.records))  # what the pairs are judged by
+    runs = sorted(folder.name for folder in (repo / "results" / "g" / "new").iterdir())
+    assert runs == ["01", "02", "03", "04"]  # slower after two pairs: measured in two more before it failed the gate
     assert all("no_nvml" not in record.validity for record in new.records)
     assert not (repo / "results" / "g" / "reference").exists()
     assert "exists already; choose another --name" in gate("HEAD~1").stderr

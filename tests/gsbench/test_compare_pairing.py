@@ -53,6 +53,21 @@ def test_pairs_of_one_run_a_side_rest_on_one_process(tmp_path: Path) -> None:
     assert only(compare(base, new, paired=True)) == only(compare(base, new))
 
 
+def test_processes_that_took_turns_are_judged_by_their_rounds(tmp_path: Path) -> None:
+    """The machine was disturbed in some rounds, more of base's than of new's: the medians of the processes mislead."""
+    for process in range(5):
+        drift = [1.0, 1.3, 1.0, 1.6, 1.0, 1.0, 1.2]
+        sides = {"base": [ms * 1.0 for ms in drift], "new": [ms * (1.1 + 0.001 * process) for ms in drift]}
+        for name, rounds in sides.items():
+            ms = 1.0 if name == "new" else 1.2
+            s.write(tmp_path / name / f"{process:02}", [s.timed("a/b", ms, rounds_ms=tuple(rounds))])
+    pair = only(compare(tmp_path / "base", tmp_path / "new", paired=True))
+    assert pair.ratio == pytest.approx(1.102, abs=0.0005)
+    assert (pair.verdict, pair.new_ms) == ("slower", 1.0)
+    apart = only(compare(tmp_path / "base", tmp_path / "new"))
+    assert apart.ratio == pytest.approx(1.0 / 1.2)
+
+
 def test_another_method_is_never_compared(tmp_path: Path) -> None:
     base = [s.timed("a/b", 1.0), s.timed("a/c", 1.0)]
     new = [s.timed("a/b", 1.0, method="cuda_graph"), s.timed("a/c", 1.0)]

@@ -71,6 +71,40 @@ def test_pairs_take_out_what_drifts_alike() -> None:
     assert 0.93 <= ((together.low <= TRUTH) & (together.high >= TRUTH)).mean() <= 0.97
 
 
+def disturbed(random: np.random.Generator, cases: int, processes: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Medians of rounds [cases, processes, rounds] of two sides: what disturbs a round is in both, and each has noise of
+    two modes and its own shift a process. The second side is slower by TRUTH."""
+    common = random.exponential(0.05, (cases, processes, rounds))
+    sides = []
+    for shift in (0.0, TRUTH):
+        process = random.normal(shift, 0.005, (cases, processes, 1))
+        modes = 0.06 * (random.random(common.shape) < 0.4) + random.normal(0, 0.01, common.shape)
+        sides.append(np.exp(process + common + modes))
+    return sides[0], sides[1]
+
+
+@pytest.mark.parametrize("rounds", [5, 20])
+def test_pairs_judged_by_their_turns_are_covered_and_scatter_less(rounds: int) -> None:
+    random = np.random.default_rng(rounds)
+    base, new = disturbed(random, 1500, 5, rounds)
+    cases = zip(base, new, strict=True)
+    ratios = np.array([[decide.log_ratio_of_turns(*pair) for pair in zip(*case, strict=True)] for case in cases])
+    found = decide.hierarchical_bootstrap(np.ones_like(ratios), np.exp(ratios), paired=True, seed=1, resamples=1000)
+    assert 0.93 <= ((found.low <= TRUTH) & (found.high >= TRUTH)).mean() <= 0.97
+    of_medians = np.log(np.median(new, axis=2) / np.median(base, axis=2))
+    assert ratios.std() < 0.75 * of_medians.std()
+
+
+def test_the_ratio_of_turns_forgives_rounds_that_went_astray_and_needs_five() -> None:
+    base = np.linspace(1.0, 3.0, 21)
+    new = 1.1 * base
+    new[[2, 7, 11, 12]] *= 5.0
+    assert decide.log_ratio_of_turns(base, new) == pytest.approx(np.log(1.1), abs=0.02)
+    assert decide.log_ratio_of_turns(base, 1.1 * base[:9]) == pytest.approx(np.log(1.1))
+    assert decide.log_ratio_of_turns(base[:4], new) is None
+    assert decide.log_ratio_of_turns(np.ones(4999), np.full(5000, 1.1)) == pytest.approx(np.log(1.1))
+
+
 def test_sides_may_have_unequal_numbers_of_processes() -> None:
     random = np.random.default_rng(6)
     base, new = medians(random, 0.0, 5, 0.02, 0.0), medians(random, TRUTH, 12, 0.005, 0.0)

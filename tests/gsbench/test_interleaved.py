@@ -13,7 +13,8 @@ import pytest
 
 from gsbench.case import Case
 from gsbench.errors import NothingMeasured
-from gsbench.measure.interleaved import Interleaved, Side, only
+from gsbench.measure.interleaved import Interleaved, Side, only, take_turns
+from gsbench.measure.session import Next
 from gsbench.plan import Plan
 from gsbench.suite import load_suite
 from tests.gsbench import synthetic as s
@@ -39,10 +40,24 @@ class StandIn:
     def tell_of_partners(self, count: int) -> None:
         self.partners.add(count)
 
-    def turns(self, block: list[Case]) -> Iterator[None]:
+    def turns(self, block: list[Case]) -> Iterator[Next]:
+        self._turns.append(f"{self.side}<")  # its process begins to compile and verify
+        yield Next.WAIT
         for _ in range(2 + (self.side == "n")):  # the new side is steady one round later
+            yield Next.ALONE
             self._turns.append(f"{self.side}{block[0].point.shape.batch}")
-            yield
+        yield Next.TOGETHER
+        self._turns.append(f"{self.side}>")  # its process begins to check what the last calls left
+        yield Next.WAIT
+
+    def dismiss(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        self.woken = True
+
+    def awake(self) -> None:
+        assert self.woken
 
 
 @pytest.fixture
@@ -66,12 +81,27 @@ def test_sides_take_turns_and_neither_always_comes_first(session: Any) -> None:
     plan = Plan(CASES, [])
     for number in (1, 2):
         session.replicate(plan, number)
-    blocks = [session.turns[i : i + 5] for i in range(0, len(session.turns), 5)]
+    blocks = [session.turns[i : i + 9] for i in range(0, len(session.turns), 9)]
+    assert all({turn[1] for turn in (*block[:2], *block[-2:])} == {"<", ">"} for block in blocks)
+    blocks = [block[2:-2] for block in blocks]
     assert all(len({turn[1:] for turn in block}) == 1 for block in blocks)  # a block at a time
     first, second = "bnbnn", "nbnbn"  # round by round; what is left over goes on alone
     assert ["".join(turn[0] for turn in block) for block in blocks] == [first, second] * 3  # the other in the next replicate
     assert [block[0][1:] for block in blocks[:3]] == [block[0][1:] for block in blocks[3:]]
     assert session.opened == [{}, CEILINGS, CEILINGS, CEILINGS]  # measured once
+
+
+def test_nobody_measures_while_another_works() -> None:
+    """The process of the first is replaced after its first round: it compiles again, and the second waits for it."""
+    log: list[str] = []
+
+    def scripted(name: str, script: str) -> Iterator[Next]:
+        for letter in script:
+            yield {"w": Next.WAIT, "a": Next.ALONE, "t": Next.TOGETHER}[letter]
+            log.append(name + letter)
+
+    take_turns([scripted("1", "wawatw"), scripted("2", "waaatw")])
+    assert log == ["1w", "2w", "1a", "1w", "2a", "1a", "2a", "2a", "1t", "2t", "1w", "2w"]
 
 
 def test_a_side_of_which_nothing_can_be_timed_ends_the_session(session: Any) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from gsbench import selfruns
 from gsbench.cli import app
 from gsbench.errors import UserError
 from gsbench.report import regenerate
@@ -44,8 +47,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(written: Path, tmp_path: Path) -> Path:
     """A checkout of its own, in which everything is as the records say."""
-    import shutil
-
     return Path(shutil.copytree(written, tmp_path / "checkout"))
 
 
@@ -68,6 +69,32 @@ def test_other_records_make_texts_and_figures_stale_until_written_again(root: Pa
     assert stale == {"README.md", "index.html", "report.md", *FIGURES}
     regenerate.write(root)
     assert regenerate.check(root) == []
+
+
+def test_a_self_test_is_a_page_a_figure_and_a_line(root: Path) -> None:
+    random = np.random.default_rng(3)
+    folder = root / "results" / "baselines" / "card" / "selftest"
+    for side in ("a", "b"):
+        for process in range(5):
+            s.write(folder / "01" / side / f"{process:02}", [s.timed(GROUP, float(np.exp(random.normal(0, 0.002))))])
+    selfruns.write(folder)
+    shutil.rmtree(folder / "01")
+    text = (root / "README.md").read_text()
+    (root / "README.md").write_text(text + "<!-- gsbench selftest results/baselines/card -->\nsaid\n<!-- end -->\n")
+    assert {item.file.name for item in regenerate.check(root)} == {"README.md", "selftest.md", "selftest.png"}
+    regenerate.write(root)
+    assert regenerate.check(root) == []
+    assert "false alarms 0.0% (0 of 1 A/A comparisons at 3% tolerance" in (root / "README.md").read_text()
+    page = root / "reports" / "card" / "selftest.md"
+    assert "](figures/selftest.png)" in page.read_text()
+    page.write_text("none at all")
+    assert [item.file.name for item in regenerate.check(root)] == ["selftest.md"]
+
+
+def test_a_line_of_a_self_test_that_was_never_made(root: Path) -> None:
+    (root / "README.md").write_text("<!-- gsbench selftest results/baselines/card -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match=r"no selftest/runs\.json there"):
+        regenerate.check(root)
 
 
 def test_hand_edits_strangers_and_lost_files_are_named(root: Path) -> None:

@@ -164,6 +164,17 @@ def test_another_process_on_the_card_is_flagged_and_our_own_is_not():
     assert monitor.window(0).flags() == []
 
 
+def test_a_partner_that_opened_the_card_at_the_same_time_is_no_stranger_and_hides_none():
+    card = FakeNvml()
+    monitor = Monitor("GPU-x", card, period_s=10)
+    card.processes += [222, 333]  # our context and our partner's, whichever is which
+    monitor.adopt_own_context()
+    monitor.partners = 1
+    assert monitor.window(0).flags() == []
+    card.processes.append(444)
+    assert monitor.window(0).flags() == ["shared_gpu:1"]
+
+
 def test_a_power_cap_is_flagged_and_thermal_slowdown_voids():
     assert Monitor("GPU-x", FakeNvml(reasons=POWER_CAP), period_s=10).window(0).flags() == ["power_cap"]
     assert Monitor("GPU-x", FakeNvml(reasons=0x40), period_s=10).window(0).slowed_down
@@ -191,8 +202,8 @@ def test_others_may_measure_between_two_rounds_and_not_within_one():
     series.append(a_series("planted", noisy(), log))
     series[2].plant = 0.02
     settings = TimingSettings(**QUICK | {"max_samples": 21})
-    take_rounds(Quiet(), series, settings, lambda *_: None, lambda: False, lambda: log.append("|"))
-    rounds_ = " ".join(log[6:]).split("|")  # after two warm-up samples each
+    take_rounds(Quiet(), series, settings, lambda *_: None, lambda: False, lambda alone: log.append("|" if alone else "?"))
+    rounds_ = " ".join(log[7:]).split("|")  # after two warm-up samples each
     assert [sorted(r.split()) for r in rounds_] == [["a", "b", "planted"]] * 21
     assert series[2].target.last == ()
 

@@ -147,7 +147,7 @@ def test_a_small_experiment_on_this_cpu(tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr  # two processes on a busy machine may well differ
     document = json.loads(done.stdout)
     assert document["measured_as"][0]["ratio"] > 1.2
-    assert document["timers"]["method"] == "perf_counter"
+    assert document["timers"]["method"].startswith("perf_counter")
     assert document["timers"]["resolution_ms"] > 0
     assert [a["by"] for a in document["agreement"]] == ["loop"]
     assert len(document["cases"]) == 1
