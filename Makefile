@@ -21,8 +21,12 @@ demo: env
 	$(BIN)/gsbench run --suite backward --out results --name demo
 	$(BIN)/gsbench report results/demo --out reports/demo
 
+# The library's tests, most of which compile kernels, beside the harness's, most of which wait for processes.
 test: env
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest tests/gskernels > $(VENV)/gskernels-tests.log 2>&1 & library=$$!; \
+	$(BIN)/python -m pytest tests/gsbench tests/benchmarks; harness=$$?; \
+	wait $$library; library=$$?; cat $(VENV)/gskernels-tests.log; \
+	exit $$((harness > library ? harness : library))
 
 check: env
 	$(BIN)/ruff check .
