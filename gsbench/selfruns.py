@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from gsbench.case import Case
-from gsbench.errors import NothingMeasured, UserError
+from gsbench.errors import UserError
 from gsbench.frame import read_runs
 from gsbench.record import Record, Timing
-from gsbench.store import RunData, find_runs
+from gsbench.store import RunData, check_schema, find_runs
 
 FILE, INSTRUMENT = "runs.json", "instrument.json"
 SCHEMA = 2
@@ -102,12 +102,7 @@ def _parsed(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{file}: not valid JSON: {e}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
-        raise UserError(f"{file}: no schema version; this is not a {FILE} of gsbench selftest")
-    if data["schema"] > SCHEMA:
-        newer = f"schema {data['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench"
-        raise NothingMeasured(f"{file}: {newer}")
-    return data
+    return check_schema(data, file, SCHEMA, f"{FILE} of gsbench selftest")
 
 
 def _unpacked(data: dict[str, Any], file: Path) -> SelfRuns:

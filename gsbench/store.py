@@ -117,12 +117,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a run folder (no {MANIFEST})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{file}: not valid JSON: {e}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        raise UserError(f"{file}: no schema version; this is not a gsbench manifest")
-    if manifest["schema"] > SCHEMA:
-        newer = f"schema {manifest['schema']} is newer than this gsbench reads ({SCHEMA}); upgrade gsbench"
+    return check_schema(manifest, file, SCHEMA, "gsbench manifest")
+
+
+def check_schema(data: object, file: Path, newest: int, what: str) -> dict[str, Any]:
+    """The document, if it has a schema that is read here. Raises UserError without one, NothingMeasured for a newer one."""
+    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        raise UserError(f"{file}: no schema version; this is not a {what}")
+    if data["schema"] > newest:
+        newer = f"schema {data['schema']} is newer than this gsbench reads ({newest}); upgrade gsbench"
         raise NothingMeasured(f"{file}: {newer}")
-    return manifest
+    return data
 
 
 def _read_records(file: Path) -> list[Record]:

@@ -83,3 +83,20 @@ template <class T> DEVICE void mma_16816(float (&d)[4], const u32 (&a)[4], u32 b
 GS_MMA(bf16, "bf16")
 GS_MMA(fp16, "f16")
 #undef GS_MMA
+
+// ---- between rows of the batch and rows of inputs ----
+
+// out[d, b] = x[b, d] for b < batch, zero for batch <= b < stride: the `number`-th square of 32 x 32, by 256 threads.
+// x [batch, dim], out [dim, stride]
+template <class E> DEVICE void transpose_square(u32 number, const E* __restrict__ x, E* __restrict__ out, int batch, int dim, int stride) {
+  __shared__ E square[32][33];
+  const int across = cdiv(dim, 32), d0 = number % across * 32, b0 = number / across * 32;
+  const int column = threadIdx.x % 32, first = threadIdx.x / 32;
+  for (int row = first; row < 32; row += 8) {
+    const bool inside = b0 + row < batch && d0 + column < dim;
+    square[row][column] = inside ? x[static_cast<i64>(b0 + row) * dim + d0 + column] : from_float<E>(0.f);
+  }
+  __syncthreads();
+  for (int row = first; row < 32; row += 8)
+    if (d0 + row < dim && b0 + column < stride) out[static_cast<i64>(d0 + row) * stride + b0 + column] = square[column][row];
+}

@@ -22,7 +22,7 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32, units = cdiv(labels, G);  // warp: of all lanes alike
   const u32 base = shared_address(shared), bars = shared_address(barriers);
   const Step step = {xt, lists, heads, links, bias, factor, ring, ready, done, sums, losses, weight, dw, buffer, lost, db,
-                     batch, dim, labels, row_blocks, input_blocks, input_stages, slots};
+                     batch, dim, labels, row_blocks, input_stages, slots};
   if (static_cast<int>(blockIdx.x) < input_blocks) {
     const int slices = row_blocks * SLICES;
     const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages;
@@ -60,17 +60,9 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
 extern "C" __global__ void __launch_bounds__(256)
 hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __restrict__ pointers, const INDEX* __restrict__ positives,
                     u32* __restrict__ heads, int4* __restrict__ links, int batch, int dim, int stride) {
-  __shared__ T square[32][33];
-  const int across = cdiv(dim, 32), squares = across * cdiv(stride, 32), column = threadIdx.x % 32, first = threadIdx.x / 32;
+  const int squares = cdiv(dim, 32) * cdiv(stride, 32), column = threadIdx.x % 32, first = threadIdx.x / 32;
   if (static_cast<int>(blockIdx.x) < squares) {
-    const int d0 = blockIdx.x % across * 32, b0 = blockIdx.x / across * 32;
-    for (int row = first; row < 32; row += 8) {
-      const bool inside = b0 + row < batch && d0 + column < dim;
-      square[row][column] = inside ? x[static_cast<i64>(b0 + row) * dim + d0 + column] : from_float<T>(0.f);
-    }
-    __syncthreads();
-    for (int row = first; row < 32; row += 8)
-      if (d0 + row < dim && b0 + column < stride) xt[static_cast<i64>(d0 + row) * stride + b0 + column] = square[column][row];
+    transpose_square(blockIdx.x, x, xt, batch, dim, stride);
   } else {
     const int row = (blockIdx.x - squares) * 8 + first;
     if (row >= batch) return;

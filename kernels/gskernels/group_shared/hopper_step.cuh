@@ -9,7 +9,7 @@
 
 constexpr int ROWS = SLICES * 64, PARTS = K / 64;
 constexpr int ROW = G * 2;                                     // bytes of a row of dY
-constexpr int SWIZZLE = G == 64 ? 1 : G == 32 ? 2 : 3;         // of dY, as `wgmma_matrix` counts
+constexpr int SWIZZLE = G == 32 ? 2 : 3;                       // of dY, as `wgmma_matrix` counts
 constexpr int WEIGHT_BYTES = G * K * 2, SLICE_BYTES = 64 * ROW;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + SLICES * SLICE_BYTES;
 constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps
@@ -28,7 +28,7 @@ struct Step {
   double* losses;             // [output blocks][4 * 128]
   T *weight, *dw, *buffer, *lost;  // [labels][K]
   float* db;                  // [labels]
-  int batch, dim, labels, row_blocks, input_blocks, input_stages, slots;
+  int batch, dim, labels, row_blocks, input_stages, slots;
 };
 
 DEVICE u32 load_acquire(const u32* at) {

@@ -3,19 +3,10 @@
 
 typedef ELEMENT Element;
 
-// out[d, b] = x[b, d] for b < batch, zero for batch <= b < stride.  x [batch, dim], out [dim, stride]
+// As `transpose_square` has it, a square a block.
 extern "C" __global__ void __launch_bounds__(256)
 portable_transpose(const Element* __restrict__ x, Element* __restrict__ out, int batch, int dim, int stride) {
-  __shared__ Element square[32][33];
-  const int across = cdiv(dim, 32), d0 = blockIdx.x % across * 32, b0 = blockIdx.x / across * 32;
-  const int column = threadIdx.x % 32, first = threadIdx.x / 32;
-  for (int row = first; row < 32; row += 8) {
-    bool inside = b0 + row < batch && d0 + column < dim;
-    square[row][column] = inside ? x[(i64)(b0 + row) * dim + d0 + column] : from_float<Element>(0.f);
-  }
-  __syncthreads();
-  for (int row = first; row < 32; row += 8)
-    if (d0 + row < dim && b0 + column < stride) out[(i64)(d0 + row) * stride + b0 + column] = square[column][row];
+  transpose_square(blockIdx.x, x, out, batch, dim, stride);
 }
 
 // out[b, d] = the sum over p = 0, 1, ... of sums[p, d, b], in that order.  sums [count, dim, stride], out [batch, dim]
