@@ -6,26 +6,34 @@
 typedef ELEMENT T;
 #endif
 
-// N rows of X [batch, dim] from `first` on, transposed: for each 64 rows [dim][64] with the 16-byte pieces of
-// input d turned by d mod 8. By all threads of the block; dim is a multiple of 64; zero beyond the batch.
-template <int N> DEVICE void load_slice(u32 to, const T* __restrict__ x, int first, int batch, int dim) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-#pragma unroll 3
-  for (int task = warp; task < N / 8 * (dim / 64); task += warps) {
-    const int d = task / (N / 8) * 64 + lane * 2, piece = task % (N / 8);
-    u32 v[8];  // 8 rows of 2 inputs become 2 inputs of 8 rows
+// 64 rows of X [batch, dim] from `first` on, transposed: [dim][64] with the 16-byte pieces of input d turned by d mod 8. By
+// the first WARPS warps of the block; all loads of AT_ONCE tasks of a warp are on their way before the first is waited for.
+// dim is a multiple of 64; zero beyond the batch.
+template <int WARPS, int AT_ONCE> DEVICE void load_slice(u32 to, const T* __restrict__ x, int first, int batch, int dim) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tasks = dim / 8;
+  // Eight lanes that write together take even and odd inputs, four each, so that they meet all banks.
+  const u32 odd = lane >> 2 & 1, low = odd ? 0x7632 : 0x5410, high = odd ? 0x5410 : 0x7632;
+  for (int task = warp; task < tasks; task += WARPS * AT_ONCE) {
+    u32 v[AT_ONCE][8];  // 8 rows of 2 inputs become 2 inputs of 8 rows
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int row = first + piece * 8 + i;
-      v[i] = row < batch ? *reinterpret_cast<const u32*>(x + static_cast<i64>(row) * dim + d) : 0;
+    for (int n = 0; n < AT_ONCE; n++) {
+      const int mine = task + n * WARPS, row = first + mine % 8 * 8;
+      const T* from = x + static_cast<i64>(row) * dim + mine / 8 * 64 + lane * 2;
+#pragma unroll
+      for (int i = 0; i < 8; i++, from += dim) v[n][i] = mine < tasks && row + i < batch ? __ldg(reinterpret_cast<const u32*>(from)) : 0;
     }
-    const u32 half = to + piece / 8 * dim * 128, at = half + d * 128;
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at + ((piece & 7) ^ (d & 7)) * 16),
-                 "r"(__byte_perm(v[0], v[1], 0x5410)), "r"(__byte_perm(v[2], v[3], 0x5410)),
-                 "r"(__byte_perm(v[4], v[5], 0x5410)), "r"(__byte_perm(v[6], v[7], 0x5410)) : "memory");
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at + 128 + ((piece & 7) ^ ((d + 1) & 7)) * 16),
-                 "r"(__byte_perm(v[0], v[1], 0x7632)), "r"(__byte_perm(v[2], v[3], 0x7632)),
-                 "r"(__byte_perm(v[4], v[5], 0x7632)), "r"(__byte_perm(v[6], v[7], 0x7632)) : "memory");
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; n++) {
+      const int mine = task + n * WARPS, piece = mine % 8;
+      if (mine >= tasks) break;
+      const u32 d = mine / 8 * 64 + lane * 2 + odd, other = d ^ 1;
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + d * 128 + ((piece ^ (d & 7)) << 4)),
+                   "r"(__byte_perm(v[n][0], v[n][1], low)), "r"(__byte_perm(v[n][2], v[n][3], low)),
+                   "r"(__byte_perm(v[n][4], v[n][5], low)), "r"(__byte_perm(v[n][6], v[n][7], low)) : "memory");
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + other * 128 + ((piece ^ (other & 7)) << 4)),
+                   "r"(__byte_perm(v[n][0], v[n][1], high)), "r"(__byte_perm(v[n][2], v[n][3], high)),
+                   "r"(__byte_perm(v[n][4], v[n][5], high)), "r"(__byte_perm(v[n][6], v[n][7], high)) : "memory");
+    }
   }
 }
 

@@ -80,11 +80,13 @@ def forward_plans(problem: Problem, gpu: Machine, bias: bool = False) -> list[Pl
     common = common_macros(problem, TILE)
     if common is None or problem.labels % 8:  # the copy engine wants rows of Y that begin on 16 bytes
         return []
-    lists = TILE // int(common["G"]) * problem.fan_in * 2
+    stage = TILE * 128 + TILE // int(common["G"]) * 128  # 64 inputs of a tile: weights, lists
     wide = 1 if problem.labels % TILE else 2  # tiles that are stored at once; then the map must see whole ones
     slices, plans = cdiv(problem.batch, 64), []
     for warpgroups, stages in FORWARD_CHOICES:
-        shared = problem.dim * 128 + warpgroups * (stages * (TILE * problem.fan_in * 2 + lists) + 2 * TILE * 128)
+        if warpgroups == 4 and common["G"] == 16 and problem.fan_in > 64:
+            continue  # registers would not suffice
+        shared = problem.dim * 128 + warpgroups * (stages * stage + 2 * TILE * 128)
         if shared + RESERVED <= gpu.shared_bytes:
             parts = max(1, min(gpu.processors // slices, cdiv(cdiv(problem.labels, TILE * wide), warpgroups)))
             macros = common | {"WARPGROUPS": warpgroups, "STAGES": stages, "BIAS": int(bias), "WIDE": wide}

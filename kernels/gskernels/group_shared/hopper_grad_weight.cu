@@ -73,7 +73,8 @@ hopper_grad_weight(const T* __restrict__ x, const T* __restrict__ dy, const u16*
 #pragma unroll
     for (int s = 0; s < STEPS; s++) load(first * 32, s, y[s]);
   }
-  load_slice<ROWS>(xt, x, 0, batch, dim);
+#pragma unroll 1
+  for (int half = 0; half < ROWS / 64; half++) load_slice<8, 2>(xt + half * dim * 128, x, half * 64, batch, dim);
   __syncthreads();
 
   // A tile of 8 labels x 64 inputs, from the order of mma's results to rows of dW.
