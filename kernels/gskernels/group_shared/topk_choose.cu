@@ -171,7 +171,8 @@ topk_choose(const float* __restrict__ maxima, const u16* __restrict__ hints, con
     const int tile = place_of(mine);
     u32 mask = (1u << min(4, cdiv(labels - tile * 64, 16))) - 1;
 #if HINTS
-    mask &= quarters(key_of(mine), hints[static_cast<i64>(row) * stride + tile], key_of(chosen[count - 1]));
+    const u32 least = count < k ? 0 : key_of(chosen[count - 1]);  // that k tiles, and so k labels, reach
+    mask &= quarters(key_of(mine), hints[static_cast<i64>(row) * stride + tile], least);
 #endif
     masks[threadIdx.x] = mask;
   }
