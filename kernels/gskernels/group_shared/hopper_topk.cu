@@ -44,8 +44,8 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
   const int tiles = cdiv(labels, 64), first = part * WARPGROUPS + group, step = parts * WARPGROUPS, groups = cdiv(labels, LIST);
   const bool one = elect();
   auto tile_of = [&](int turn) { return (first + turn / WIDE * step) * WIDE + turn % WIDE; };
-  auto load = [&](int turn) {
-    const int tile = tile_of(turn), stage = turn % STAGES, held = min(PRODUCTS, cdiv(labels - tile * 64, G));
+  auto load = [&](int turn, int stage) {
+    const int tile = tile_of(turn), held = min(PRODUCTS, cdiv(labels - tile * 64, G));
     const int at = tile * 64 / LIST, together = min(PRODUCTS, groups - at);
     mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + (ROW_OF_LISTS ? together : held) * K * 2);
 #pragma unroll
@@ -60,15 +60,16 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
       // Lists that the last tile lacks would name any row: zero is one.
       for (int i = 0; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
       fence_async();
-      if (tile_of(stage) < tiles) load(stage);
+      if (tile_of(stage) < tiles) load(stage, stage);
     }
   load_slice<64>(xt, x, slice * 64, batch, dim);
   __syncthreads();
 
   if (loads) {
-    for (int turn = STAGES; tile_of(turn) < tiles; turn++) {
-      mbarrier_wait(empty + 8 * (turn % STAGES), turn / STAGES - 1 & 1);
-      if (one) load(turn);
+    for (int turn = STAGES, stage = 0, phase = 0; tile_of(turn) < tiles; turn++) {
+      mbarrier_wait(empty + 8 * stage, phase);
+      if (one) load(turn, stage);
+      if (++stage == STAGES) stage = 0, phase ^= 1;
     }
     return;
   }
@@ -79,9 +80,9 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
 #if HINTS
   u32 kept_hints[SPAN];
 #endif
-  for (int turn = 0; tile_of(turn) < tiles; turn++) {
-    const int tile = tile_of(turn), stage = turn % STAGES;
-    mbarrier_wait(full + 8 * stage, turn / STAGES & 1);
+  for (int turn = 0, stage = 0, phase = 0; tile_of(turn) < tiles; turn++) {
+    const int tile = tile_of(turn);
+    mbarrier_wait(full + 8 * stage, phase);
     const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES) + k_of_lane;
     float sums[PRODUCTS][G / 2];
 #pragma unroll
@@ -104,27 +105,30 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
     wgmma_wait<0>();
     __syncwarp();
     if (lane == 0) mbarrier_arrive(empty + 8 * stage);
+    if (++stage == STAGES) stage = 0, phase ^= 1;
 
-    float most[4][2];  // of each 16 labels, in this lane's columns of its two rows
-#pragma unroll
-    for (int q = 0; q < 4; q++) {
-      float* d = sums[q * 16 / G] + q * 16 % G / 2;
-      const int label = tile * 64 + q * 16 + lane % 4 * 2;
+    // 8 sums for each 16 labels: of two neighbours two rows, and again 8 labels on.
+    auto sum = [&](int i) -> float& { return sums[i / 8 * 16 / G][i % (G / 2)]; };
+    const int label_of_lane = tile * 64 + lane % 4 * 2;
 #if BIAS
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int l = label + h * 8;
-        const float low = l < labels ? to_float(bias[l]) : 0, high = l + 1 < labels ? to_float(bias[l + 1]) : 0;
-        d[4 * h] += low, d[4 * h + 1] += high, d[4 * h + 2] += low, d[4 * h + 3] += high;
+    for (int i = 0; i < 32; i += 4)
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const float more = to_float(bias[min(label_of_lane + i * 2 + j, labels - 1)]);
+        sum(i + j) += more, sum(i + j + 2) += more;
       }
 #endif
-      if (tile * 64 + 64 > labels)  // the last tile: labels that do not exist
+    if (tile * 64 + 64 > labels)
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-          if (label + i / 4 * 8 + i % 2 >= labels) d[i] = __int_as_float(0xFF800000);
+      for (int i = 0; i < 32; i++)  // labels that do not exist
+        if (label_of_lane + i / 4 * 8 + i % 2 >= labels) sum(i) = __int_as_float(0xFF800000);
+    float most[4][2];  // of each 16 labels, in this lane's columns of its two rows
 #pragma unroll
-      for (int r = 0; r < 2; r++) most[q][r] = larger(larger(d[2 * r], d[2 * r + 1]), larger(d[4 + 2 * r], d[5 + 2 * r]));
-    }
+    for (int q = 0; q < 4; q++)
+#pragma unroll
+      for (int r = 0; r < 4; r += 2)
+        most[q][r / 2] = larger(larger(sum(q * 8 + r), sum(q * 8 + r + 1)), larger(sum(q * 8 + r + 4), sum(q * 8 + r + 5)));
     float best;
 #if HINTS
     float mine[4], quarter[2];  // of the row kept; of its first or last two quarters
