@@ -30,7 +30,7 @@ from gskernels.loss import LOSSES, gradient_in_place
 from gskernels.ops import DTYPES, PREFERENCE, without_autocast
 from gskernels.optim import Update
 from gskernels.positives import Positives, check_lists, check_tensors
-from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, Shape, find
+from gskernels.table import IMPLEMENTATIONS, STEP, TOPK, Implementation, Shape, find
 
 Updates = Mapping[str, Update]  # by the name of the parameter in Layer: one of PARAMETERS
 PARAMETERS = ("weight", "bias", "down", "head")
@@ -40,11 +40,11 @@ DEFAULTS = {
     "head_tail": ("head_tail/triton", "head_tail/torch"),
 }  # fmt: skip
 SPARSE = {**PREFERENCE, ("cuda", True): ("group_shared/triton", "group_shared/cuda", "group_shared/torch")}
-# Of groups on a GPU, by (pass, layout), instead: where Hopper's kernel does not take the step, CUDA leaves it to Triton.
+# Of groups on a GPU, by (pass, layout), instead: where Hopper's kernels do not take a pass, CUDA leaves it to Triton.
 FUSED = {
-    (STEP, "sparse"): ("group_shared/cuda", "group_shared/triton", "group_shared/torch"),
-    (STEP, "head_tail"): ("head_tail/cuda", "head_tail/triton", "head_tail/torch"),
-}
+    (pass_, layout): tuple(f"{family}/{backend}" for backend in ("cuda", "triton", "torch"))
+    for pass_ in (STEP, TOPK) for layout, family in (("sparse", "group_shared"), ("head_tail", "head_tail"))
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,12 @@ def _on_hopper(shape: Shape, item: int) -> bool:
     return whole and item == 2 and shape.batch > 32 and shape.group_size in (16, 32, 64, 128, 256)
 
 
+def _best_on_hopper(shape: Shape, item: int) -> bool:
+    """Whether the Hopper kernel takes topk, as its plan says for an H200."""
+    whole = shape.dim % 64 == 0 and shape.group_size % 16 == 0 and shape.fan_in in (64, 128, 192, 256)
+    return whole and item == 2 and shape.dim * 128 + 272 * shape.fan_in <= 231_424
+
+
 def _group_shared_ordered_workspace(shape: Shape, pass_: str, item: int) -> int:
     """The partial sums of grad_input; grad_weight, which runs after it, needs less."""
     return _ordered_sums(shape)
@@ -275,10 +281,11 @@ def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
 
 
 def _group_shared_cuda_fused(shape: Shape, pass_: str, item: int) -> int:
-    """For the step on an H200 X^T, dX^T in fp32, the ring between its blocks, and where each unit's positives begin."""
-    if pass_ != STEP:
-        return shape.batch * shape.labels * item + _group_shared_cuda_workspace(shape, FORWARD, item)
-    if item == 4:
+    """For the step on an H200 X^T, dX^T in fp32, the ring between its blocks, and where each unit's positives begin; for
+    topk the largest logit of each 64 labels and what is known of their quarters."""
+    if pass_ != STEP and _best_on_hopper(shape, item):
+        return 6 * shape.batch * math.ceil(shape.labels / 512) * 8
+    if pass_ != STEP or item == 4:
         return _group_shared_fused(shape, pass_, item)  # Triton's
     unit, rows = min(shape.group_size, 32), math.ceil(shape.batch / 64) * 64
     slots = 512 * math.ceil(rows / 256)
@@ -344,8 +351,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),
     Implementation("group_shared/cuda", "gskernels.group_shared.cuda", "sparse",
-                   "CUDA C++: gather and tensor-core product, atomic grad_input; step stores no logits", devices=("cuda",),
-                   workspace=_group_shared_cuda_workspace, fused=_group_shared_cuda_fused, tuned=True),
+                   "CUDA C++: gather and tensor-core product, atomic grad_input; step and topk store no logits",
+                   devices=("cuda",), workspace=_group_shared_cuda_workspace, fused=_group_shared_cuda_fused, tuned=True),
     Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), workspace=_group_shared_ordered_workspace,

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.group_shared import hopper, hopper_step, portable
+from gskernels.group_shared import hopper, hopper_step, hopper_topk, portable
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
+from gskernels.positives import Positives
+from gskernels.ranking import Best
 from gskernels.steps import Outcome, Targets, Updates, finish
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 
@@ -115,6 +117,22 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
     from gskernels.group_shared import triton_step
 
     return triton_step.step(x, layer, targets, updates, guard)
+
+
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:
+    """The pass `topk`, as `gskernels.ranking` describes it: on Hopper without logits in memory, else as Triton does it.
+
+    Raises ValueError for tensors that are not on a GPU.
+    """
+    _check(x)
+    problem, ready = _prepared(x.shape[0], layer)
+    with tune.device_of(x):
+        plan = None if exclude is not None else hopper_topk.plan_for(problem, k, layer.bias is not None, x.device)
+        if plan is not None:
+            return hopper_topk.topk(_ready(x), ready, k, problem, plan)
+    from gskernels.group_shared import triton
+
+    return triton.topk(x, layer, k, exclude, ties)
 
 
 def _portable_grad_input(grad_out: Tensor, layer: Layer, problem: Problem, deterministic: bool) -> Tensor:
