@@ -62,7 +62,7 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
       fence_async();
       if (tile_of(stage) < tiles) load(stage, stage);
     }
-  load_slice<64>(xt, x, slice * 64, batch, dim);
+  if (!loads) load_slice<WARPGROUPS * 4, WARPGROUPS == 4 ? 6 : 8>(xt, x, slice * 64, batch, dim);
   __syncthreads();
 
   if (loads) {
