@@ -89,10 +89,9 @@ def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: flo
 
 
 def stage_bytes(fan_in: int, unit: int, slices: int, bias: bool, factor: bool) -> int:
-    """Of a block that owns labels: rows of X^T, whose place dW takes later; weights and dY; and beside them where the
-    positives begin, the bias and its warps' sums, the factors."""
-    gradient = cdiv(unit * (fan_in + 4) * 4, 1024) * 1024
-    matrices = max(fan_in * slices * 128, gradient) + unit * fan_in * 2 + slices * 64 * unit * 2
+    """Of a block that owns labels: rows of X^T, weights and dY; and beside them where the positives begin, the bias and
+    its warps' sums, the factors."""
+    matrices = fan_in * slices * 128 + unit * fan_in * 2 + slices * 64 * unit * 2
     return matrices + 16 + bias * (unit * 2 + slices * 4 * unit * 4) + factor * unit * 4
 
 
