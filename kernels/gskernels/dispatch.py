@@ -220,7 +220,8 @@ def choose(shape: Shape, dtype: str, device: str, implementation: str | None) ->
         if reason is not None:
             raise ValueError(f"implementation {implementation!r} cannot run here: {reason}")
         return implementation
-    place = (device, shape.group_size > 1)
+    # A branch: where torch.compile knows the group size as a symbol alone, a comparison with it would be no key.
+    place = (device, True) if shape.group_size > 1 else (device, False)
     if place in DECIDED:
         return AUTO
     reasons = []

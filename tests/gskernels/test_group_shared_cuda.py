@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gskernels import oracle
 from gskernels.layer import Layer
-from gskernels.table import FLOATS, Shape, find
+from gskernels.table import FLOATS, LINEAR_PASSES, Shape, find
 from gskernels.topology import GroupTopology, index_dtype
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (Linux)")
@@ -24,6 +24,7 @@ from gskernels.group_shared import cuda, portable
 from gskernels.group_shared.problem import Problem
 
 CUDA, ORDERED = find("group_shared/cuda"), find("group_shared/cuda_deterministic")
+CALLS = [(i, pass_) for i in (CUDA, ORDERED) for pass_ in LINEAR_PASSES if pass_ in i.passes]
 GPUS = {"A100": portable.Machine(108, 163 << 10), "H200": portable.Machine(132, 227 << 10),
         "RTX 4090": portable.Machine(128, 99 << 10)}  # fmt: skip
 GROUP_SIZES, FAN_INS = (1, 4, 7, 8, 16, 24, 32, 48, 64, 128, 256), (1, 8, 16, 33, 64, 100, 128, 256, "D")
@@ -150,9 +151,8 @@ def activations(shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:
 def test_portable_kernels_against_oracle(shape: Shape, dtype: str) -> None:
     x, dy = activations(shape, dtype)
     layer = make_layer(CUDA, shape, dtype, "cuda")
-    for implementation in (CUDA, ORDERED):
-        for pass_ in implementation.passes:
-            assert_right(implementation, pass_, x, dy, layer)
+    for implementation, pass_ in CALLS:
+        assert_right(implementation, pass_, x, dy, layer)
 
 
 @pytest.mark.gpu
@@ -160,7 +160,7 @@ def test_portable_kernels_against_oracle(shape: Shape, dtype: str) -> None:
 def test_what_is_dispatched_against_oracle(shape: Shape, dtype: str) -> None:
     x, dy = activations(shape, dtype)
     layer = make_layer(CUDA, shape, dtype, "cuda")
-    for pass_ in CUDA.passes:
+    for pass_ in LINEAR_PASSES:
         assert_right(CUDA, pass_, x, dy, layer)
 
 
@@ -171,9 +171,8 @@ def test_wide_indices(dtype: str) -> None:
     shape = Shape(40, 40_000, 100, 24, 16)
     layer = make_layer(CUDA, shape, dtype, "cuda")
     assert layer.sparse.indices.dtype == torch.int32
-    for implementation in (CUDA, ORDERED):
-        for pass_ in implementation.passes:
-            assert_right(implementation, pass_, *activations(shape, dtype), layer)
+    for implementation, pass_ in CALLS:
+        assert_right(implementation, pass_, *activations(shape, dtype), layer)
 
 
 @pytest.mark.gpu
@@ -188,10 +187,9 @@ def test_any_strides_and_any_address(dtype: str) -> None:
 
     turned = Layer(layer.weight.t().contiguous().t(), layer.topology, bias=layer.bias)
     shifted = Layer(moved(layer.weight), layer.topology, bias=layer.bias)
-    for implementation in (CUDA, ORDERED):
-        for pass_ in implementation.passes:
-            assert_right(implementation, pass_, x.t().contiguous().t(), dy.t().contiguous().t(), turned)
-            assert_right(implementation, pass_, moved(x), moved(dy), shifted)
+    for implementation, pass_ in CALLS:
+        assert_right(implementation, pass_, x.t().contiguous().t(), dy.t().contiguous().t(), turned)
+        assert_right(implementation, pass_, moved(x), moved(dy), shifted)
 
 
 @pytest.mark.gpu
