@@ -23,7 +23,7 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   const u32 base = shared_address(shared), bars = shared_address(barriers);
   const Step step = {xt, lists, heads, links, bias, factor, ring, ready, done, sums, losses, weight, dw, buffer, lost, db,
                      batch, dim, labels, row_blocks, input_stages, slots};
-  if (threadIdx.x == 0) barriers[62] = barriers[63] = 0;  // counts, of either kind of block
+  if (threadIdx.x == 0) barriers[63] = 0;  // a count, of either kind of block
   if (static_cast<int>(blockIdx.x) < input_blocks) {
     const int slices = row_blocks * SLICES;
     const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages, count = bars + 8 * 63;
@@ -41,7 +41,7 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     inputs.reduce();
   } else {
     const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES, count = bars + 8 * 63;
-    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty, count, count - 8,
+    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty, count,
                              static_cast<int>(blockIdx.x) - input_blocks, static_cast<int>(gridDim.x) - input_blocks, units};
     if (threadIdx.x < STAGES) {
       mbarrier_init(full + 8 * threadIdx.x, LOADERS * 32 + 1);
@@ -53,8 +53,8 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     if (warp < CONSUMERS) outputs.compute(warp, lane);
     else if (warp < CONSUMERS + WEIGHERS) outputs.weigh(warp - CONSUMERS, lane, Rates{lr, momentum, decay, seed_low, seed_high});
     else if (warp < CONSUMERS + WEIGHERS + LOADERS) outputs.load(&weights, warp - CONSUMERS - WEIGHERS, lane);
-    else if (warp % STORERS) outputs.announce(lane);
-    else if (lane == 0) outputs.send();
+    else if (lane == 0 && warp % STORERS == 0) outputs.send();
+    else if (lane == 0) outputs.announce();
   }
 }
 

@@ -12,7 +12,7 @@ constexpr int ROW = G * 2;                                     // bytes of a row
 constexpr int SWIZZLE = G == 32 ? 2 : 3;                       // of dY, as `wgmma_matrix` counts
 constexpr int WEIGHT_BYTES = G * K * 2, SLICE_BYTES = 64 * ROW;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + SLICES * SLICE_BYTES;
-constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps; of the last, one sends and one announces
+constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps; of the last, one sends and one tells
 constexpr int THREADS = 32 * (CONSUMERS + WEIGHERS + LOADERS + STORERS);
 
 struct Step {
@@ -34,6 +34,12 @@ struct Step {
 DEVICE u32 load_acquire(const u32* at) {
   u32 v;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+  return v;
+}
+DEVICE void store_release(u32* at, u32 v) { asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
+DEVICE u32 load_relaxed(const u32* at) {
+  u32 v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
   return v;
 }
 DEVICE void store_relaxed(u32* at, u32 v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }

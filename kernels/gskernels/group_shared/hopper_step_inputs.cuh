@@ -108,12 +108,14 @@ struct Inputs {
     }
   }
 
-  // Add to the sums of all parts. By all threads of the block.
+  // Add to the sums of all parts, each part from another place on: they end together. By all threads of the block.
   DEVICE void reduce() const {
     float* to = step.sums + static_cast<i64>(slice) * step.dim * 64;
-    for (int i = threadIdx.x; i < step.dim * 16; i += THREADS) {
-      const float4 v = load_sums(sums + i * 16);
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + i * 4), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+    const int all = step.dim * 16, first = part * (all / parts);
+    for (int i = threadIdx.x; i < all; i += THREADS) {
+      const int at = i + first < all ? i + first : i + first - all;
+      const float4 v = load_sums(sums + at * 16);
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + at * 4), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
     }
   }
 };

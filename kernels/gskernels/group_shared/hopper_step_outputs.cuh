@@ -2,18 +2,19 @@
 //
 // A block takes every `blocks`-th unit with the whole batch, in a pipeline of stages: two loading warps gather the rows of X^T
 // that the unit's list names (they come from L2); four warpgroups make logits, loss and dY, each of 64 rows; two more, in turns,
-// multiply dY^T X over all rows and update the weights; a warp sends the old weights and dY to the ring, one more announces them.
+// multiply dY^T X over all rows and update the weights; two storing warps send the old weights and dY to the ring.
 #pragma once
 #include "hopper_step.cuh"
 #include "step_math.cuh"
 
-constexpr int X_BYTES = K * ROWS * 2;
-constexpr bool EARLY = !UPDATE || K == 64;  // whether registers hold a unit's old weights
+constexpr int PITCH = K + 4;  // floats of a row of dW in shared memory: a warp's lanes never share a bank
+constexpr int GRADIENT_BYTES = (G * PITCH * 4 + 1023) / 1024 * 1024;
+constexpr int X_BYTES = K * ROWS * 2 > GRADIENT_BYTES ? K * ROWS * 2 : GRADIENT_BYTES;
 constexpr int STAGE_BYTES = X_BYTES + SLOT_BYTES;
 constexpr int COPIES = SLICES * 8 / LOADERS, OCTET = COPIES < 8 ? COPIES : 8;  // of 32 inputs by a loading warp, 512 bytes each
 constexpr int TEAMS = 4 / SLICES;  // of warpgroups, that are at different items
-constexpr int AHEAD = 8;  // units whose weights and lists are on their way to L2
-static_assert(WEIGHERS == 8);
+constexpr int TOGETHER = K == 64 ? G * K / 1024 : 1;  // of a lane's pieces of an update: registers are short
+constexpr int AHEAD = 8;  // units whose weights are on their way to L2
 constexpr int LAG = 2;    // items that were sent and may not be written yet
 constexpr int BIAS_AT = 16, FACTOR_AT = BIAS_AT + BIAS * G * 2, SUMS_AT = FACTOR_AT + FACTOR * G * 4;
 constexpr int EXTRA_BYTES = SUMS_AT + BIAS * SLICES * 4 * G * 4;  // head, bias, factors, column sums of each warp
@@ -35,7 +36,7 @@ DEVICE u32 swizzled(int row, int piece) { return row * ROW + ((piece ^ (row * RO
 
 struct Outputs {
   const Step& step;
-  u32 stages, extras, full, filled, empty, written, room;  // shared memory: stages, what is beside them, barriers, counts
+  u32 stages, extras, full, filled, empty, written;  // shared memory: stages, what is beside them, barriers, a count
   int block, blocks, units;
 
   DEVICE u32 stage(int s) const { return stages + s * STAGE_BYTES; }
@@ -66,11 +67,8 @@ struct Outputs {
           mbarrier_expect(bar, WEIGHT_BYTES);
 #pragma unroll
           for (int p = 0; p < PARTS; p++) tma_load(at + X_BYTES + p * (G * 128), weights, bar, p * 64, unit * G);
-          const int ahead = unit + AHEAD * blocks;
-          if (rows == 0 && ahead < units - 1) {
-            prefetch(step.weight + static_cast<i64>(ahead) * (G * K), WEIGHT_BYTES);
-            prefetch(step.lists + static_cast<i64>(list_of(ahead)) * K, K * 2);
-          }
+          if (rows == 0 && unit + AHEAD * blocks < units - 1)
+            prefetch(step.weight + static_cast<i64>(unit + AHEAD * blocks) * (G * K), WEIGHT_BYTES);
         }
         const unsigned char* from = reinterpret_cast<const unsigned char*>(step.xt + static_cast<i64>(rows) * ROWS + piece * 8);
         // A lane copies pieces of 16 bytes; a warp has half of 32 inputs.
@@ -111,11 +109,11 @@ struct Outputs {
 
   DEVICE int item_of(int n) const { return (block + n / step.row_blocks * blocks) * step.row_blocks + n % step.row_blocks; }
 
-  // By one lane: old weights and dY of each item to the ring. A stage is free once it was read: this lane waits for nothing
-  // else while there is room, and for nothing as far away as L2.
+  // By one lane: old weights and dY of each item to the ring. That a slot's readers have its contents is known before anything is
+  // written there. A stage is free once it was read: this lane waits for nothing else while there are items to send.
   DEVICE void send() const {
     const int all = items();
-    int free = 0;      // items for which there is room
+    u32 known = 0;    // of the next slot, how often it was taken
     int reading = -1;  // stage that the copy engine may still read
     auto release = [&] {
       if (reading < 0) return;
@@ -124,19 +122,19 @@ struct Outputs {
       reading = -1;
     };
     for (int n = 0; n < all; n++) {
-      const int s = n % STAGES;
+      const int item = item_of(n), slot = item % step.slots, s = n % STAGES;
+      const u32 taken = static_cast<u32>(item / step.slots) * SLICES;
       if (!mbarrier_test(filled + 8 * s, n / STAGES & 1)) {
         release();
         mbarrier_wait(filled + 8 * s, n / STAGES & 1);
       }
-      if (free <= n) free = told(room);
-      if (free <= n) {  // what others wait for goes first
+      if (known < taken) {  // what others wait for goes first
         release();
         bulk_wait<0>();
         tell(written, n);
-        while ((free = told(room)) <= n) __nanosleep(32);
+        while (load_acquire(step.done + slot) < taken) __nanosleep(64);
       }
-      bulk_store(step.ring + static_cast<i64>(item_of(n) % step.slots) * SLOT_BYTES, stage(s) + X_BYTES, SLOT_BYTES);
+      bulk_store(step.ring + static_cast<i64>(slot) * SLOT_BYTES, stage(s) + X_BYTES, SLOT_BYTES);
       bulk_commit();
       if (reading >= 0) {
         bulk_wait_read<1>();
@@ -147,32 +145,25 @@ struct Outputs {
         bulk_wait<LAG>();
         tell(written, n + 1 - LAG);
       }
+      known = load_relaxed(step.done + item_of(n + 1) % step.slots);
     }
     release();
     bulk_wait<0>();
     tell(written, all);
   }
 
-  // By another warp: tell the readers what was written, and the sender for how many items there is room: whose slots' readers
-  // have what was there before. Both take trips to L2, longer than sending does; a fence is enough for all items that were
-  // written meanwhile, and lanes look at 32 slots at once.
-  DEVICE void announce(int lane) const {
+  // By one lane of another warp: tell the readers. That takes a fence which waits for L2, longer than sending does; one is
+  // enough for all items that were written meanwhile.
+  DEVICE void announce() const {
     const int all = items();
-    for (int n = 0, free = 0; n < all || free < all;) {
-      const int until = __shfl_sync(~0u, told(written), 0);
-      if (lane == 0 && n < until) {
-        fence_gpu();
-        for (int i = n; i < until; i++) store_relaxed(step.ready + item_of(i) % step.slots, item_of(i) + 1);
+    for (int n = 0; n < all;) {
+      const int until = told(written);
+      if (n >= until) {
+        __nanosleep(32);
+        continue;
       }
-      n = max(n, until);
-      const int at = item_of(free + lane);
-      const bool there = free + lane < all && load_acquire(step.done + at % step.slots) >= static_cast<u32>(at / step.slots) * SLICES;
-      const u32 missing = ~__ballot_sync(~0u, there);
-      const int more = missing ? __ffs(missing) - 1 : 32;
-      __syncwarp();
-      free += more;
-      if (lane == 0 && more) tell(room, free);
-      if (!more) __nanosleep(32);
+      fence_gpu();
+      for (; n < until; n++) store_relaxed(step.ready + item_of(n) % step.slots, item_of(n) + 1);
     }
   }
 
@@ -264,27 +255,19 @@ struct Outputs {
 #pragma unroll
         for (int i = 0; i < SLICES * 4; i++) db += __uint_as_float(load_shared(extra(s) + SUMS_AT + (i * G + thread) * 4));
 #endif
-      uint4 old[PARTS][G / 16];
-      if (UPDATE && EARLY && rows + 1 == step.row_blocks)
-#pragma unroll
-        for (int q = 0; q < PARTS * G / 16; q++) old[q / (G / 16)][q % (G / 16)] = read_old(w, wr, lane, q / (G / 16), q % (G / 16));
       wgmma_wait<0>();
-      auto free = [&] {
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(empty + 8 * s);
-      };
-      const bool last = ++rows == step.row_blocks;
-      if (EARLY || !last) free();
-      if (last) {
+      if (++rows == step.row_blocks) {
         const i64 label = static_cast<i64>(unit) * G;
         const int left = min(G, step.labels - unit * G);
 #if BIAS
         if (thread < left) step.db[label + thread] = db;
         db = 0;
 #endif
-        finish(dw, old, w, wr, lane, label, left, rates, free);
+        finish(dw, x, w, group, wr, lane, label, left, rates);
         rows = 0, unit += skip ? 2 * blocks : blocks, n += skip;
       }
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(empty + 8 * s);
     }
   }
 
@@ -311,82 +294,51 @@ struct Outputs {
     }
   }
 
-  // Eight numbers of eight lanes exchanged: number c of lane r becomes number r of lane c. Lanes of one t.
-  DEVICE static void exchange(float (&v)[8], int r) {
-#pragma unroll
-    for (int m = 1; m < 8; m *= 2) {
-      const bool upper = r & m;
-#pragma unroll
-      for (int c = 0; c < 8; c++)
-        if (!(c & m)) {
-          const float other = __shfl_xor_sync(~0u, upper ? v[c] : v[c + m], 4 * m);
-          v[c] = upper ? other : v[c], v[c + m] = upper ? v[c + m] : other;
-        }
-    }
-  }
-
-  // Of the q-th 16 labels and 64 inputs p, the old weights that the lane updates.
-  DEVICE static uint4 read_old(u32 w, int wr, int lane, int p, int q) {
-    const int one = lane / 16 * 8 + lane % 4 * 2 + lane / 8 % 2, piece = wr * 2 + lane / 4 % 2;
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(w + p * (G * 128) + (q * 16 + one) * 128 + ((piece ^ (one & 7)) << 4)) : "memory");
-    return v;
-  }
-
-  // Two neighbouring weights and their states, each in a word.
-  DEVICE static void update_two(u32& now, u32& buffer, u32& lost, float g0, float g1, i64 at, const Rates& rates) {
-    const T *w = reinterpret_cast<const T*>(&now), *b = reinterpret_cast<const T*>(&buffer), *l = reinterpret_cast<const T*>(&lost);
-    float b0 = to_float(b[0]), b1 = to_float(b[1]), l0 = to_float(l[0]), l1 = to_float(l[1]);
-    const float w0 = updated<T>(to_float(w[0]), g0, b0, l0, at, rates), w1 = updated<T>(to_float(w[1]), g1, b1, l1, at + 1, rates);
-    now = pack<T>(w0, w1), buffer = pack<T>(b0, b1), lost = pack<T>(l0, l1);
-  }
-
-  // Update the weights of the unit, or store their gradient. A lane has one input of many labels; after an exchange it has eight
-  // inputs of one label, a piece, and the lane 4 further the next piece: of 16 labels, then of the next. `free` is told once nobody
-  // of this warp needs the stage.
-  template <class Free>
-  DEVICE void finish(const float (&dw)[PARTS][G / 2], uint4 (&old)[PARTS][G / 16], u32 w, int wr, int lane, i64 label, int left,
-                     const Rates& rates, const Free& free) const {
-    const int r = lane / 4, t = lane % 4, one = r / 4 * 8 + t * 2 + r / 2 % 2, piece = wr * 2 + r % 2;  // of the first 16
-    const i64 first = (label + one) * K + piece * 8;
+  // Update the weights of the unit, or store their gradient, through X's place in the stage.
+  DEVICE void finish(const float (&dw)[PARTS][G / 2], u32 x, u32 w, int group, int wr, int lane, i64 label, int left, const Rates& rates) const {
+    barrier(1 + group, 128);  // all four warps have multiplied
 #pragma unroll
     for (int p = 0; p < PARTS; p++)
 #pragma unroll
-      for (int q = 0; q < G / 16; q++) {
-        float g[8];  // number c: label c / 4 * 8 + c / 2 % 2, half c % 2 of the warp's 16 inputs
+      for (int i = 0; i < G / 2; i++) {
+        const int one = i / 4 * 8 + lane % 4 * 2 + i % 2, k = p * 64 + wr * 16 + lane / 4 + i % 4 / 2 * 8;
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(x + (one * PITCH + k) * 4), "f"(dw[p][i]) : "memory");
+      }
+    barrier(1 + group, 128);
+#pragma unroll TOGETHER
+    for (int i = 0; i < G * K / 1024; i++) {
+      const int number = wr * 32 + lane + i * 128, one = number / (K / 8), piece = number % (K / 8);
+      if (one >= left) continue;
+      const i64 at = (label + one) * K + piece * 8;
+      float g[8];
 #pragma unroll
-        for (int c = 0; c < 8; c++) g[c] = dw[p][q * 8 + c / 4 * 4 + c % 2 * 2 + c / 2 % 2];
-        if (!EARLY) __syncwarp();  // registers are short: one piece after the other
-        exchange(g, r);
+      for (int h = 0; h < 2; h++)
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(g[4 * h]), "=f"(g[4 * h + 1]), "=f"(g[4 * h + 2]), "=f"(g[4 * h + 3])
+                     : "r"(x + (one * PITCH + piece * 8 + h * 4) * 4) : "memory");
 #if UPDATE
-        if (!EARLY) old[p][q] = read_old(w, wr, lane, p, q);
-#endif
-        if (!EARLY && p == PARTS - 1 && q == G / 16 - 1) free();
-        if (q * 16 + one >= left) continue;
-        const i64 at = first + (q * 16 * K + p * 64);
-#if UPDATE
-        uint4 now = old[p][q], buffer = {}, lost = {};
+      uint4 old;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(old.x), "=r"(old.y), "=r"(old.z), "=r"(old.w)
+                   : "r"(w + piece / 8 * (G * 128) + one * 128 + ((piece & 7) ^ (one & 7)) * 16) : "memory");
+      float now[8], buffer[8] = {}, lost[8] = {};
+      unpack<T>(now, old);
 #if MOMENTUM
-        buffer = load_eight(step.buffer + at);
+      unpack<T>(buffer, load_eight(step.buffer + at));
 #endif
 #if ROUNDING == 2
-        lost = load_eight(step.lost + at);
+      unpack<T>(lost, load_eight(step.lost + at));
 #endif
-        update_two(now.x, buffer.x, lost.x, g[0], g[1], at, rates);  // all as words: registers are short
-        update_two(now.y, buffer.y, lost.y, g[2], g[3], at + 2, rates);
-        update_two(now.z, buffer.z, lost.z, g[4], g[5], at + 4, rates);
-        update_two(now.w, buffer.w, lost.w, g[6], g[7], at + 6, rates);
-        store_eight(step.weight + at, now);
+#pragma unroll
+      for (int e = 0; e < 8; e++) now[e] = updated<T>(now[e], g[e], buffer[e], lost[e], at + e, rates);
+      store_eight(step.weight + at, packed<T>(now));
 #if MOMENTUM
-        store_eight(step.buffer + at, buffer);
+      store_eight(step.buffer + at, packed<T>(buffer));
 #endif
 #if ROUNDING == 2
-        store_eight(step.lost + at, lost);
+      store_eight(step.lost + at, packed<T>(lost));
 #endif
 #else
-        store_eight(step.dw + at, packed<T>(g));
+      store_eight(step.dw + at, packed<T>(g));
 #endif
-      }
+    }
   }
 };
