@@ -31,6 +31,13 @@ DEVICE void mbarrier_wait(u32 at, u32 parity) {
                "AGAIN%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, 0x989680;\n"
                "@p bra DONE%=;\nbra AGAIN%=;\nDONE%=:\n}" ::"r"(at), "r"(parity) : "memory");
 }
+// Whether it is.
+DEVICE bool mbarrier_test(u32 at, u32 parity) {
+  u32 over;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(over) : "r"(at), "r"(parity) : "memory");
+  return over;
+}
 
 // ---- the copy engine ----
 

@@ -23,22 +23,25 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   const u32 base = shared_address(shared), bars = shared_address(barriers);
   const Step step = {xt, lists, heads, links, bias, factor, ring, ready, done, sums, losses, weight, dw, buffer, lost, db,
                      batch, dim, labels, row_blocks, input_stages, slots};
+  if (threadIdx.x == 0) barriers[63] = 0;  // a count, of either kind of block
   if (static_cast<int>(blockIdx.x) < input_blocks) {
     const int slices = row_blocks * SLICES;
-    const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages;
-    const Inputs inputs = {step, base, stages, stages + input_stages * TAKEN_BYTES, full, empty,
+    const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages, count = bars + 8 * 63;
+    const Inputs inputs = {step, base, stages, stages + input_stages * TAKEN_BYTES, full, empty, count,
                            static_cast<int>(blockIdx.x) % slices, static_cast<int>(blockIdx.x) / slices, input_blocks / slices, units};
     if (static_cast<int>(threadIdx.x) < input_stages) mbarrier_init(full + 8 * threadIdx.x, 1), mbarrier_init(empty + 8 * threadIdx.x, 8);
     mbarrier_fence();
     for (int i = threadIdx.x; i < dim * 16; i += THREADS) reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
     __syncthreads();
     if (warp < CONSUMERS) inputs.compute(warp, lane);
-    else if (warp == CONSUMERS) inputs.load(lane);
+    else if (warp == CONSUMERS) inputs.watch(lane);
+    else if (warp <= CONSUMERS + LOADERS && lane == 0) inputs.load(warp - CONSUMERS - 1);
+    __syncwarp();
     __syncthreads();
     inputs.reduce();
   } else {
-    const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES;
-    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty,
+    const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES, count = bars + 8 * 63;
+    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty, count,
                              static_cast<int>(blockIdx.x) - input_blocks, static_cast<int>(gridDim.x) - input_blocks, units};
     if (threadIdx.x < STAGES) {
       mbarrier_init(full + 8 * threadIdx.x, LOADERS * 32 + 1);
@@ -50,7 +53,8 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     if (warp < CONSUMERS) outputs.compute(warp, lane);
     else if (warp < CONSUMERS + WEIGHERS) outputs.weigh(warp - CONSUMERS, lane, Rates{lr, momentum, decay, seed_low, seed_high});
     else if (warp < CONSUMERS + WEIGHERS + LOADERS) outputs.load(&weights, warp - CONSUMERS - WEIGHERS, lane);
-    else if (lane == 0) outputs.send(warp - CONSUMERS - WEIGHERS - LOADERS);
+    else if (lane == 0 && warp % STORERS == 0) outputs.send();
+    else if (lane == 0) outputs.announce();
   }
 }
 

@@ -12,7 +12,7 @@ constexpr int ROW = G * 2;                                     // bytes of a row
 constexpr int SWIZZLE = G == 32 ? 2 : 3;                       // of dY, as `wgmma_matrix` counts
 constexpr int WEIGHT_BYTES = G * K * 2, SLICE_BYTES = 64 * ROW;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + SLICES * SLICE_BYTES;
-constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps
+constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps; of the last, one sends and one tells
 constexpr int THREADS = 32 * (CONSUMERS + WEIGHERS + LOADERS + STORERS);
 
 struct Step {
@@ -37,9 +37,24 @@ DEVICE u32 load_acquire(const u32* at) {
   return v;
 }
 DEVICE void store_release(u32* at, u32 v) { asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
+DEVICE u32 load_relaxed(const u32* at) {
+  u32 v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+  return v;
+}
+DEVICE void store_relaxed(u32* at, u32 v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
+DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 DEVICE void add_relaxed(u32* at, u32 v) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
-// Between what the copy engine wrote or reads and flags, which are ordinary memory.
+// Between flags, which are ordinary memory, and what the copy engine reads next.
 DEVICE void fence_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
+// A count that only grows, in shared memory: one thread of the block says how far it is, others look.
+DEVICE void tell(u32 at, int v) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+DEVICE int told(u32 at) {
+  int v;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
 
 // A ring of stages in shared memory: where one is, and the parity of its barriers.
 struct Ring {

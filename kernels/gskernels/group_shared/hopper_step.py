@@ -6,6 +6,7 @@ memory and make dX. `hopper_step.cu` says how. A plan is a pure function of the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,10 @@ from gskernels.tune import cdiv
 SOURCE = "group_shared/hopper_step.cu"
 THREADS = 896
 RESERVED = 1024  # bytes of shared memory for barriers
-WANTED_STAGES, MOST_STAGES = 4, 8
-INPUT_SHARE = 0.485  # of the multiprocessors, for the blocks that own batch rows
+MOST_STAGES = 8
+# What a unit costs a block that owns labels, in units of what a slice of it costs one that owns rows: once, and a slice.
+# Fitted to the fastest of several shares (H200), by unit and fan-in.
+LABEL_COSTS = {(32, 64): (0.75, 1.17), (16, 64): (1.25, 0.89), (32, 128): (0.0, 0.94), (16, 128): (0.0, 0.94)}
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 
@@ -55,7 +58,13 @@ class Plan:
         return self.row_blocks * self.item_slices
 
 
-def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: float = INPUT_SHARE) -> Plan | None:
+def input_share(unit: int, fan_in: int, slices: int) -> float:
+    """Of the multiprocessors, for the blocks that own batch rows, such that both kinds end together."""
+    once, each = LABEL_COSTS[unit, fan_in]
+    return slices / (slices + once + each * slices)
+
+
+def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool) -> Plan | None:
     """None for what the kernel does not take."""
     unit = next((unit for unit in (32, 16) if problem.group_size % unit == 0), 0)
     fits = (
@@ -69,23 +78,33 @@ def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool, share: flo
     input_stages = min(16, (room - sums) // taken) // 2 * 2
     most = next(slices for slices in (1, 2, 4) if slices == 4 or slices * 64 >= problem.batch)
     stage = {slices: stage_bytes(problem.fan_in, unit, slices, bias, factor) for slices in (4, 2, 1) if slices <= most}
-    item_slices = next((slices for slices in stage if room // stage[slices] >= WANTED_STAGES), min(stage))
-    # Who waits at a stage was there the time before, as barriers tell passages apart by parity: warps take items in turns.
-    turns = max(2, 4 // item_slices)
-    stages = min(MOST_STAGES, room // stage[item_slices]) // turns * turns
+    stages = {slices: _stages(room // size, slices, cdiv(problem.batch, slices * 64)) for slices, size in stage.items()}
+    # The most rows under way, which count half with one warpgroup that weighs; of as many, in smaller items.
+    rows = {s: s * n // (1 if n % (2 * cdiv(problem.batch, s * 64)) == 0 else 2) for s, n in stages.items()}
+    item_slices = max(rows, key=lambda slices: (rows[slices], -slices))
     row_blocks = cdiv(problem.batch, item_slices * 64)
     slices = row_blocks * item_slices
-    parts = max(1, round(share * gpu.processors / slices))
+    parts = max(1, round(input_share(unit, problem.fan_in, slices) * gpu.processors / slices))
     output_blocks = gpu.processors - parts * slices
-    if stages < turns or input_stages < 2 or output_blocks < 1:
+    if stages[item_slices] == 0 or input_stages < 2 or output_blocks < 1:
         return None
     # Blocks wait for each other through the ring: it holds what all have under way, several times.
     slots = row_blocks * (4 * output_blocks + 3 * (input_stages + 1) * parts)
     slot_bytes = unit * (problem.fan_in + item_slices * 64) * 2
-    shared = max(stages * stage[item_slices], sums + input_stages * taken)
+    shared = max(stages[item_slices] * stage[item_slices], sums + input_stages * taken)
     return Plan(
-        unit, item_slices, row_blocks, parts * slices, output_blocks, stages, input_stages, slots, slot_bytes, shared
-    )
+        unit, item_slices, row_blocks, parts * slices, output_blocks, stages[item_slices], input_stages, slots, slot_bytes,
+        shared,
+    )  # fmt: skip
+
+
+def _stages(fitting: int, slices: int, row_blocks: int) -> int:
+    """Who waits at a stage was there the time before, as barriers tell passages apart by parity: warpgroups take items in
+    turns, two of them units of `row_blocks` items if there are stages for both, else one takes all."""
+    turns = max(2, 4 // slices)
+    both = math.lcm(turns, 2 * row_blocks)
+    most = min(MOST_STAGES, fitting)
+    return most // both * both or most // turns * turns
 
 
 def stage_bytes(fan_in: int, unit: int, slices: int, bias: bool, factor: bool) -> int:

@@ -10,43 +10,53 @@ constexpr int LIST_BYTES = K * 2, TAKEN_BYTES = WEIGHT_BYTES + SLICE_BYTES;  // 
 
 struct Inputs {
   const Step& step;
-  u32 sums, stages, lists, full, empty;  // shared memory
+  u32 sums, stages, lists, full, empty, arrived;  // shared memory; the last: a count
   int slice, part, parts, units;
 
   DEVICE int item(int unit) const { return unit * step.row_blocks + slice / SLICES; }
   DEVICE int count() const { return units > part ? cdiv(units - part, parts) : 0; }
 
-  // By one warp. Its lanes look at the flags of 32 units at once: a flag costs a trip to L2, and the fence as much.
-  DEVICE void load(int lane) const {
-    const int all = count(), stride = parts * step.row_blocks % step.slots;  // slots between two units of this block
-    int filled = 0;                                                          // units that are known to be in the ring
-    int slot = item(part) % step.slots, leaving = slot;                      // of unit n, and of the one it takes the stage of
+  // By one warp: how many units, from the first on, are in the ring. Its lanes look at the flags of 32 units at once. A flag
+  // costs a trip to L2, and the fence, which waits for all that its warp has written, as much: whoever loads must not do either.
+  DEVICE void watch(int lane) const {
+    const int all = count();
+    for (int known = 0; known < all;) {
+      const int at = item(part + (known + lane) * parts);
+      const bool there = known + lane < all && load_acquire(step.ready + at % step.slots) == static_cast<u32>(at) + 1;
+      const u32 missing = ~__ballot_sync(~0u, there);
+      const int more = missing ? __ffs(missing) - 1 : 32;
+      __syncwarp();
+      if (more && lane == 0) {
+        fence_async_all();
+        tell(arrived, known + more);
+      }
+      known += more;
+    }
+  }
+
+  // By one lane of each loading warp, which takes every LOADERS-th unit; there are as many stages, or a multiple.
+  DEVICE void load(int loader) const {
+    const int all = count(), stride = LOADERS * parts * step.row_blocks % step.slots;  // slots between two units of this warp
+    int filled = 0;                                                                    // units that are known to be in the ring
+    int slot = item(part + loader * parts) % step.slots, leaving = slot;               // of unit n, and of the one it takes the stage of
     auto next = [&](int at) { return at + stride < step.slots ? at + stride : at + stride - step.slots; };
-    Ring ring;
-    for (int n = 0; n < all; n++) {
+    int stage = loader, phase = 0;
+    for (int n = loader; n < all; n += LOADERS) {
       const int unit = part + n * parts;
-      mbarrier_wait(empty + 8 * ring.stage, ring.phase ^ 1);
+      const u32 to = stages + stage * TAKEN_BYTES, bar = full + 8 * stage;
+      mbarrier_wait(empty + 8 * stage, phase ^ 1);
       if (n >= step.input_stages) {  // it has been used, so it was read: nothing is left for others to see first
-        if (lane == 0) add_relaxed(step.done + leaving, 1);
+        add_relaxed(step.done + leaving, 1);
         leaving = next(leaving);
       }
-      while (n >= filled) {
-        const int at = item(unit + lane * parts);
-        const bool there = n + lane < all && load_acquire(step.ready + at % step.slots) == static_cast<u32>(at) + 1;
-        const u32 missing = ~__ballot_sync(~0u, there);
-        filled = n + (missing ? __ffs(missing) - 1 : 32);
-        if (lane == 0) fence_async_all();
-      }
-      if (lane == 0) {
-        const unsigned char* from = step.ring + static_cast<i64>(slot) * SLOT_BYTES;
-        const u32 to = stages + ring.stage * TAKEN_BYTES, bar = full + 8 * ring.stage;
-        mbarrier_expect(bar, TAKEN_BYTES + LIST_BYTES);
-        bulk_load(to, from, WEIGHT_BYTES, bar);
-        bulk_load(to + WEIGHT_BYTES, from + WEIGHT_BYTES + slice % SLICES * SLICE_BYTES, SLICE_BYTES, bar);
-        bulk_load(lists + ring.stage * LIST_BYTES, step.lists + static_cast<i64>(unit) * G / LIST * K, LIST_BYTES, bar);
-      }
+      while (filled <= n) filled = told(arrived);
+      const unsigned char* from = step.ring + static_cast<i64>(slot) * SLOT_BYTES;
+      mbarrier_expect(bar, TAKEN_BYTES + LIST_BYTES);
+      bulk_load(to, from, WEIGHT_BYTES, bar);
+      bulk_load(to + WEIGHT_BYTES, from + WEIGHT_BYTES + slice % SLICES * SLICE_BYTES, SLICE_BYTES, bar);
+      bulk_load(lists + stage * LIST_BYTES, step.lists + static_cast<i64>(unit) * G / LIST * K, LIST_BYTES, bar);
       slot = next(slot);
-      ring.advance(step.input_stages);
+      if ((stage += LOADERS) >= step.input_stages) stage = loader, phase ^= 1;
     }
   }
 
@@ -98,12 +108,14 @@ struct Inputs {
     }
   }
 
-  // Add to the sums of all parts. By all threads of the block.
+  // Add to the sums of all parts, each part from another place on: they end together. By all threads of the block.
   DEVICE void reduce() const {
     float* to = step.sums + static_cast<i64>(slice) * step.dim * 64;
-    for (int i = threadIdx.x; i < step.dim * 16; i += THREADS) {
-      const float4 v = load_sums(sums + i * 16);
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + i * 4), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+    const int all = step.dim * 16, first = part * (all / parts);
+    for (int i = threadIdx.x; i < all; i += THREADS) {
+      const int at = i + first < all ? i + first : i + first - all;
+      const float4 v = load_sums(sums + at * 16);
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + at * 4), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
     }
   }
 };

@@ -13,7 +13,9 @@ constexpr int X_BYTES = K * ROWS * 2 > GRADIENT_BYTES ? K * ROWS * 2 : GRADIENT_
 constexpr int STAGE_BYTES = X_BYTES + SLOT_BYTES;
 constexpr int COPIES = SLICES * 8 / LOADERS, OCTET = COPIES < 8 ? COPIES : 8;  // of 32 inputs by a loading warp, 512 bytes each
 constexpr int TEAMS = 4 / SLICES;  // of warpgroups, that are at different items
+constexpr int TOGETHER = K == 64 ? G * K / 1024 : 1;  // of a lane's pieces of an update: registers are short
 constexpr int AHEAD = 8;  // units whose weights are on their way to L2
+constexpr int LAG = 2;    // items that were sent and may not be written yet
 constexpr int BIAS_AT = 16, FACTOR_AT = BIAS_AT + BIAS * G * 2, SUMS_AT = FACTOR_AT + FACTOR * G * 4;
 constexpr int EXTRA_BYTES = SUMS_AT + BIAS * SLICES * 4 * G * 4;  // head, bias, factors, column sums of each warp
 
@@ -34,7 +36,7 @@ DEVICE u32 swizzled(int row, int piece) { return row * ROW + ((piece ^ (row * RO
 
 struct Outputs {
   const Step& step;
-  u32 stages, extras, full, filled, empty;  // shared memory: stages, what is beside them, barriers
+  u32 stages, extras, full, filled, empty, written;  // shared memory: stages, what is beside them, barriers, a count
   int block, blocks, units;
 
   DEVICE u32 stage(int s) const { return stages + s * STAGE_BYTES; }
@@ -105,40 +107,64 @@ struct Outputs {
     }
   }
 
-  // By one lane of each storing warp, which takes every STORERS-th item of the block. That a slot's readers have its contents
-  // is known before anything is written there.
-  DEVICE void send(int storer) const {
+  DEVICE int item_of(int n) const { return (block + n / step.row_blocks * blocks) * step.row_blocks + n % step.row_blocks; }
+
+  // By one lane: old weights and dY of each item to the ring. That a slot's readers have its contents is known before anything is
+  // written there. A stage is free once it was read: this lane waits for nothing else while there are items to send.
+  DEVICE void send() const {
     const int all = items();
-    auto item_of = [&](int n) { return (block + n / step.row_blocks * blocks) * step.row_blocks + n % step.row_blocks; };
-    int before = -1;
-    u32 known = 0;  // of the next slot, how often it was taken
-    for (int n = storer; n < all; n += STORERS) {
+    u32 known = 0;    // of the next slot, how often it was taken
+    int reading = -1;  // stage that the copy engine may still read
+    auto release = [&] {
+      if (reading < 0) return;
+      bulk_wait_read<0>();
+      mbarrier_arrive(empty + 8 * reading);
+      reading = -1;
+    };
+    for (int n = 0; n < all; n++) {
       const int item = item_of(n), slot = item % step.slots, s = n % STAGES;
       const u32 taken = static_cast<u32>(item / step.slots) * SLICES;
-      mbarrier_wait(filled + 8 * s, n / STAGES & 1);
-      if (known < taken) {
-        bulk_wait<0>();  // what others wait for goes first
-        if (before >= 0) signal(before);
-        before = -1;
+      if (!mbarrier_test(filled + 8 * s, n / STAGES & 1)) {
+        release();
+        mbarrier_wait(filled + 8 * s, n / STAGES & 1);
+      }
+      if (known < taken) {  // what others wait for goes first
+        release();
+        bulk_wait<0>();
+        tell(written, n);
         while (load_acquire(step.done + slot) < taken) __nanosleep(64);
       }
       bulk_store(step.ring + static_cast<i64>(slot) * SLOT_BYTES, stage(s) + X_BYTES, SLOT_BYTES);
       bulk_commit();
-      known = load_acquire(step.done + item_of(n + STORERS) % step.slots);
-      bulk_wait_read<0>();
-      mbarrier_arrive(empty + 8 * s);
-      if (before >= 0) {
-        bulk_wait<1>();
-        signal(before);
+      if (reading >= 0) {
+        bulk_wait_read<1>();
+        mbarrier_arrive(empty + 8 * reading);
       }
-      before = item;
+      reading = s;
+      if (n >= LAG) {
+        bulk_wait<LAG>();
+        tell(written, n + 1 - LAG);
+      }
+      known = load_relaxed(step.done + item_of(n + 1) % step.slots);
     }
+    release();
     bulk_wait<0>();
-    if (before >= 0) signal(before);
+    tell(written, all);
   }
-  DEVICE void signal(int item) const {
-    fence_async_all();
-    store_release(step.ready + item % step.slots, item + 1);
+
+  // By one lane of another warp: tell the readers. That takes a fence which waits for L2, longer than sending does; one is
+  // enough for all items that were written meanwhile.
+  DEVICE void announce() const {
+    const int all = items();
+    for (int n = 0; n < all;) {
+      const int until = told(written);
+      if (n >= until) {
+        __nanosleep(32);
+        continue;
+      }
+      fence_gpu();
+      for (; n < until; n++) store_relaxed(step.ready + item_of(n) % step.slots, item_of(n) + 1);
+    }
   }
 
   DEVICE void compute(int warp, int lane) const {
@@ -198,17 +224,18 @@ struct Outputs {
     step.losses[block * (CONSUMERS * 32) + threadIdx.x] = loss.total;
   }
 
-  // By the other warpgroups, a unit each in turns: dW, and the update. Where the batch has several blocks of rows, by the first
-  // alone: who waits for a stage must have waited for what was there before, or a phase of its barrier is taken for another.
+  // By the other warpgroups, a unit each in turns: dW, and the update. Who waits for a stage must have waited for what was there
+  // before, or a phase of its barrier is taken for another: where the stages do not hold two units each, by the first alone.
   DEVICE void weigh(int warp, int lane, const Rates& rates) const {
-    const int group = warp / 4, wr = warp % 4, groups = step.row_blocks == 1 ? WEIGHERS / 4 : 1;
-    if (group >= groups) return;
+    const int group = warp / 4, wr = warp % 4;
+    const int skip = STAGES % (2 * step.row_blocks) == 0 ? step.row_blocks : 0;  // items of the other group's unit
+    if (group > 0 && skip == 0) return;
     float dw[PARTS][G / 2];
 #if BIAS
     const int thread = wr * 32 + lane;
     float db = 0;
 #endif
-    for (int n = group, all = items(), rows = 0, unit = block + group * blocks; n < all; n++) {
+    for (int n = group * step.row_blocks, all = items(), rows = 0, unit = block + group * blocks; n < all; n++) {
       const int s = n % STAGES;
       const u32 x = stage(s), w = x + X_BYTES;
       mbarrier_wait(filled + 8 * s, n / STAGES & 1);  // behind fences for X and dY
@@ -237,7 +264,7 @@ struct Outputs {
         db = 0;
 #endif
         finish(dw, x, w, group, wr, lane, label, left, rates);
-        rows = 0, unit += groups * blocks, n += groups - 1;
+        rows = 0, unit += skip ? 2 * blocks : blocks, n += skip;
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(empty + 8 * s);
@@ -278,7 +305,7 @@ struct Outputs {
         asm volatile("st.shared.f32 [%0], %1;" ::"r"(x + (one * PITCH + k) * 4), "f"(dw[p][i]) : "memory");
       }
     barrier(1 + group, 128);
-#pragma unroll
+#pragma unroll TOGETHER
     for (int i = 0; i < G * K / 1024; i++) {
       const int number = wr * 32 + lane + i * 128, one = number / (K / 8), piece = number % (K / 8);
       if (one >= left) continue;

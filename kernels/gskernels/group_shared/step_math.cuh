@@ -30,6 +30,8 @@ DEVICE float log1p_ratio(float e) {
 
 // A lane's loss so far. Softplus of z is max(z, 0) + log(1 + e) with e = exp(-|z|). Without factors the product of all 1 + e is
 // kept, less 1 so that a small e is not lost; one logarithm of up to 64 of them costs little, and 2^64 is far from too large.
+constexpr int LOSSES_A_FLUSH = 64;
+constexpr float LARGE = 1e19f;  // two such numbers have a product
 struct Loss {
   double total = 0;
   float sum = 0, product = 0;
@@ -41,16 +43,17 @@ struct Loss {
     total += sum;
     sum = 0;
   }
+  // By 1 + p.
+  DEVICE void multiply(float p) {
+    if (product > LARGE) flush();
+    product = fmaf(product, p, product + p);
+  }
 };
-constexpr int LOSSES_A_FLUSH = 64;
 
-// Add the losses of the logits in z, which become their derivative. Bit i of `hit`: z[i] is of a positive. A logit of -inf has no
-// part in either. factor[i / 4 * 2 + i % 2] is that of z[i]'s label: z is the accumulator of a tensor-core product.
-template <int N> DEVICE void loss_and_slopes(float (&z)[N], u32 hit, const float* factor, Loss& loss) {
+// Add the losses of the logits in z, which become their derivative: of negatives, any of them. factor[i / 4 * 2 + i % 2] is that
+// of z[i]'s label: z is the accumulator of a tensor-core product.
+template <int N> DEVICE void any_losses_and_slopes(float (&z)[N], const float* factor, Loss& loss) {
   [[maybe_unused]] float e[N];
-  if (hit)
-#pragma unroll
-    for (int i = 0; i < N; i++) z[i] = hit >> i & 1 ? -z[i] : z[i];
 #pragma unroll
   for (int i = 0; i < N; i++) {
     const float s = z[i];
@@ -77,16 +80,51 @@ template <int N> DEVICE void loss_and_slopes(float (&z)[N], u32 hit, const float
 #endif
 #endif
   }
-  if (hit)
-#pragma unroll
-    for (int i = 0; i < N; i++) z[i] = hit >> i & 1 ? -z[i] : z[i];
 #if LOSS == 0 && !FACTOR
 #pragma unroll
   for (int step = 1; step < N; step *= 2)
 #pragma unroll
     for (int i = 0; i < N; i += 2 * step) e[i] = fmaf(e[i], e[i + step], e[i] + e[i + step]);  // (1 + a) (1 + b) - 1
-  loss.product = fmaf(loss.product, e[0], loss.product + e[0]);
+  loss.multiply(e[0]);
 #endif
+}
+
+// The same of logits that are mostly negative: with e = exp(z) the loss is log(1 + e), and two neighbours share a reciprocal, as
+// 1 / (1 + a) = (1 + b) / ((1 + a) (1 + b)). False, and nothing is done, where one is large or is no number.
+template <int N> DEVICE bool small_losses_and_slopes(float (&z)[N], Loss& loss) {
+  float e[N], product[N / 2];
+#pragma unroll
+  for (int i = 0; i < N; i++) e[i] = exp2_approximate(1.4426950408889634f * z[i]);
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    const float both = e[i] * e[i + 1];
+    product[i / 2] = e[i] + both + e[i + 1];  // (1 + a) (1 + b) - 1
+    const float over = reciprocal_approximate(1.f + product[i / 2]);
+    e[i] = (e[i] + both) * over, e[i + 1] = (e[i + 1] + both) * over;
+  }
+#pragma unroll
+  for (int step = 1; step < N / 2; step *= 2)
+#pragma unroll
+    for (int i = 0; i < N / 2; i += 2 * step) product[i] = fmaf(product[i], product[i + step], product[i] + product[i + step]);
+  if (!(product[0] < LARGE)) return false;
+#pragma unroll
+  for (int i = 0; i < N; i++) z[i] = e[i];
+  loss.multiply(product[0]);
+  return true;
+}
+
+// The same, where bit i of `hit` says that z[i] is of a positive. A logit of -inf has no part in loss or derivative.
+template <int N> DEVICE void loss_and_slopes(float (&z)[N], u32 hit, const float* factor, Loss& loss) {
+  if (hit)
+#pragma unroll
+    for (int i = 0; i < N; i++) z[i] = hit >> i & 1 ? -z[i] : z[i];
+#if LOSS == 0 && !FACTOR
+  if (!small_losses_and_slopes(z, loss))
+#endif
+    any_losses_and_slopes(z, factor, loss);
+  if (hit)
+#pragma unroll
+    for (int i = 0; i < N; i++) z[i] = hit >> i & 1 ? -z[i] : z[i];
 }
 
 // ---- updates ----
