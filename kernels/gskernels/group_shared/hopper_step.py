@@ -89,7 +89,7 @@ def plan_of(problem: Problem, gpu: Machine, bias: bool, factor: bool) -> Plan | 
     if stages[item_slices] == 0 or input_stages < 2 or output_blocks < 1:
         return None
     # Blocks wait for each other through the ring: it holds what all have under way, several times.
-    slots = row_blocks * (4 * output_blocks + 3 * (input_stages + 1) * parts)
+    slots = row_blocks * (5 * output_blocks + 3 * (input_stages + 1) * parts)
     slot_bytes = unit * (problem.fan_in + item_slices * 64) * 2
     shared = max(stages[item_slices] * stage[item_slices], sums + input_stages * taken)
     return Plan(

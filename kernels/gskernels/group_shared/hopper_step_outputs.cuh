@@ -15,7 +15,7 @@ constexpr int COPIES = SLICES * 8 / LOADERS, OCTET = COPIES < 8 ? COPIES : 8;  /
 constexpr int TEAMS = 4 / SLICES;  // of warpgroups, that are at different items
 constexpr int TOGETHER = K == 64 ? G * K / 1024 : 1;  // of a lane's pieces of an update: registers are short
 constexpr int AHEAD = 8;  // units whose weights are on their way to L2
-constexpr int LAG = 2;    // items that were sent and may not be written yet
+constexpr int LAG = 6;    // items that were sent and may not be written yet
 constexpr int BIAS_AT = 16, FACTOR_AT = BIAS_AT + BIAS * G * 2, SUMS_AT = FACTOR_AT + FACTOR * G * 4;
 constexpr int EXTRA_BYTES = SUMS_AT + BIAS * SLICES * 4 * G * 4;  // head, bias, factors, column sums of each warp
 
