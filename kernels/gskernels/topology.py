@@ -16,6 +16,7 @@ from torch import Tensor
 
 BANKS = 8  # 16-byte pieces in the 128 bytes that one shared-memory access can serve
 _CHUNK = 1 << 26  # numbers drawn at once
+_ORDERED = 1 << 22  # indices put in order at once, which takes some hundred bytes each
 T = TypeVar("T")
 
 
@@ -227,10 +228,16 @@ class GroupTopology:
         the fewest possible wavefronts for uniform sets of 20 and more; a row that it would make worse keeps its order.
         Sums over a group commute, so nothing but the order changes; weights must be reordered alike (`order_from`).
         """
-        indices = self.indices.long()
+        rows = max(1, _ORDERED // self.fan_in)
+        parts = [self._bank_ordered(self.indices[start : start + rows]) for start in range(0, self.groups, rows)]
+        return GroupTopology(torch.cat(parts), self.labels, self.dim, self.group_size)
+
+    def _bank_ordered(self, rows: Tensor) -> Tensor:
+        """Of some rows of the indices."""
+        indices = rows.long()
         residue = indices % BANKS
         by_residue = (residue * self.dim + indices).argsort(1)
-        count = torch.zeros(self.groups, BANKS, dtype=torch.long, device=self.device)
+        count = torch.zeros(len(rows), BANKS, dtype=torch.long, device=self.device)
         count.scatter_add_(1, residue, torch.ones_like(residue))
         first = count.cumsum(1) - count
         left, used = count.clone(), torch.zeros_like(count)
@@ -243,11 +250,8 @@ class GroupTopology:
             slots.append((first + count - left).gather(1, bank))
             left.scatter_add_(1, bank, torch.full_like(bank, -1))
             used.scatter_add_(1, bank, torch.ones_like(bank))
-        order = by_residue.gather(1, torch.cat(slots, 1))
-        ordered = GroupTopology(self.indices.gather(1, order), self.labels, self.dim, self.group_size)
-        worse = ordered.wavefronts() > self.wavefronts()
-        kept = torch.where(worse[:, None], self.indices, ordered.indices)
-        return GroupTopology(kept, self.labels, self.dim, self.group_size)
+        ordered = rows.gather(1, by_residue.gather(1, torch.cat(slots, 1)))
+        return torch.where((_wavefronts(ordered) > _wavefronts(rows))[:, None], rows, ordered)
 
     def order_from(self, other: GroupTopology) -> Tensor:
         """[groups, K]: the positions of this topology's indices within `other`'s rows (the same sets).
@@ -262,11 +266,18 @@ class GroupTopology:
 
     def wavefronts(self) -> Tensor:
         """[groups]: shared-memory passes to read a group's rows, eight at a time (K/8 when free of conflicts)."""
-        octets = math.ceil(self.fan_in / BANKS)
-        slot = torch.arange(self.fan_in, device=self.device) // BANKS * BANKS + self.indices.long() % BANKS
-        reads = torch.zeros(self.groups, octets * BANKS, dtype=torch.long, device=self.device)
-        reads.scatter_add_(1, slot, torch.ones_like(slot))
-        return reads.view(self.groups, octets, BANKS).amax(2).sum(1)
+        rows = max(1, _ORDERED // self.fan_in)
+        return torch.cat([_wavefronts(self.indices[start : start + rows]) for start in range(0, self.groups, rows)])
+
+
+def _wavefronts(indices: Tensor) -> Tensor:
+    """As `GroupTopology.wavefronts`, of rows of indices [groups, K]."""
+    groups, fan_in = indices.shape
+    octets = math.ceil(fan_in / BANKS)
+    slot = torch.arange(fan_in, device=indices.device) // BANKS * BANKS + indices.long() % BANKS
+    reads = torch.zeros(groups, octets * BANKS, dtype=torch.long, device=indices.device)
+    reads.scatter_add_(1, slot, torch.ones_like(slot))
+    return reads.view(groups, octets, BANKS).amax(2).sum(1)
 
 
 PATTERNS: dict[str, Callable[..., GroupTopology]] = {

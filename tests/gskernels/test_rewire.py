@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gskernels import rewire
 from gskernels.nn import GroupSharedLinear
-from gskernels.rewire import Rewirer, Schedule
+from gskernels.rewire import Schedule
 from gskernels.topology import BANKS, GroupTopology
 
 SHAPES = [  # labels, dim, fan_in, group_size
@@ -44,6 +45,7 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
 }
 FRESH = {("Adagrad filled", "sum"): 0.25, ("Rprop", "step_size"): 0.1}  # all others are zero
 SCHEDULE = Schedule(interval=10, initial=0.5, end=100)
+Rewirer = partial(rewire.Rewirer, order=False)  # slots stay where they are, so that they can be compared
 
 
 class Layer(torch.nn.Module):
@@ -398,3 +400,28 @@ def test_a_refused_rewiring_changes_nothing(name: str) -> None:
         mine.apply(0, None if name == "activations" else X, GRAD_OUT * math.nan)
     assert torch.equal(mine.layer.weight, weight)
     assert torch.equal(mine.layer.topology.indices, TOPOLOGY.indices)
+
+
+# ---- order ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["SGD momentum", "AdamW amsgrad"])
+@pytest.mark.parametrize("shape", [(70, 96, 24, 16), (10, 17, 5, 3)])
+def test_ordering_moves_slots_with_all_that_is_kept_of_them(optimizer: str, shape: tuple[int, int, int, int]) -> None:
+    """Rewired alike with and without: the same sets; each input's weights, gradient and state are where the input is."""
+    topology = GroupTopology.ordered(*shape)
+    plain, ordered = trained(topology, optimizer), trained(topology, optimizer)
+    for (layer, held), order in ((plain, False), (ordered, True)):
+        rewire.Rewirer(layer, held, SCHEDULE, init_std=0.1, order=order).apply(0)
+    order = ordered[0].topology.order_from(plain[0].topology).repeat_interleave(shape[3], 0)[: shape[0]]
+
+    def kept(layer: Layer, held: torch.optim.Optimizer) -> list[Tensor]:
+        state = [v for v in held.state[layer.weight].values() if isinstance(v, Tensor) and v.shape == layer.weight.shape]
+        assert layer.weight.grad is not None
+        return [layer.weight.detach(), layer.weight.grad, *state]
+
+    assert len(kept(*plain)) > 2
+    for mine, theirs in zip(kept(*ordered), kept(*plain), strict=True):
+        assert torch.equal(mine, theirs.gather(1, order))
+    assert int(ordered[0].topology.wavefronts().sum()) <= int(plain[0].topology.wavefronts().sum())
+    assert torch.equal(ordered[0].topology.bank_ordered().wavefronts(), ordered[0].topology.wavefronts())

@@ -29,7 +29,7 @@ RESERVED = 1024  # bytes of shared memory for barriers
 MOST_STAGES = 8
 # What a unit costs a block that owns labels, in units of what a slice of it costs one that owns rows: once, and a slice.
 # Fitted to the fastest of several shares (H200), by unit and fan-in.
-LABEL_COSTS = {(32, 64): (0.75, 1.17), (16, 64): (1.25, 0.89), (32, 128): (0.0, 0.94), (16, 128): (0.0, 0.94)}
+LABEL_COSTS = {(32, 64): (0.75, 1.17), (16, 64): (1.25, 0.89), (32, 128): (0.45, 0.95), (16, 128): (0.45, 0.95)}
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 

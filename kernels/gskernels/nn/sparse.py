@@ -31,7 +31,8 @@ class GroupSharedLinear(nn.Module):
 
     Args:
         dim, labels, fan_in, group_size: D, L, K, G.
-        topology: the index lists, of these sizes. By default every K-subset is equally likely, drawn with `seed`.
+        topology: the index lists, of these sizes. By default every K-subset is equally likely, drawn with `seed`, and in the
+            order that spreads neighbours over shared memory's banks (`GroupTopology.bank_ordered`).
         implementation: a sparse one of `gskernels.IMPLEMENTATIONS` by name; by default as in `gskernels.linear`.
 
     Raises:
@@ -55,7 +56,8 @@ class GroupSharedLinear(nn.Module):
         self.implementation = implementation
         if topology is None:
             drawn_on = "cpu" if device.type == "meta" else device
-            topology = GroupTopology.uniform(labels, dim, fan_in, group_size, seed=seed, device=drawn_on)
+            draw = GroupTopology.uniform if group_size == 1 else GroupTopology.ordered  # kernels gain by the order
+            topology = draw(labels, dim, fan_in, group_size, seed=seed, device=drawn_on)
         self._check_sizes(topology)
         self.register_buffer("indices", topology.indices.to(device, copy=True))
         self.weight = nn.Parameter(torch.empty(labels, fan_in, device=device, dtype=dtype))

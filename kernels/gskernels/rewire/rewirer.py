@@ -13,7 +13,7 @@ from torch import Tensor
 from gskernels.rewire.growth import CHUNK, GROWTHS, GradOut, grow
 from gskernels.rewire.schedule import Schedule
 from gskernels.rewire.slots import DROPS, SCORES, drop_below, drop_global, drop_per_group, score_slots
-from gskernels.rewire.state import reset_slots, resettable_state
+from gskernels.rewire.state import reorder_slots, reset_slots, resettable_state
 from gskernels.topology import GroupTopology
 
 _PAIRS = 1024  # pairs of groups whose overlap is looked at
@@ -80,6 +80,8 @@ class Rewirer:
         max_share: the most of a group that may fall at once, for "global" and "threshold".
         init_std: regrown weights are drawn from N(0, init_std^2) instead of zero.
         chunk: elements of the dense gradient held at once by the gradient rules.
+        order: put the lists of shared groups in bank-aware order again (`GroupTopology.bank_ordered`), which kernels gain
+            by; slots then change places, with their weights, gradient and optimizer state. Sums do not change.
 
     Raises ValueError for an unknown rule, a weight that does not fit the topology, a threshold without its rule or the
     reverse, and an optimizer whose state cannot be reset (`resettable_state`).
@@ -99,6 +101,7 @@ class Rewirer:
         max_share: float = 0.5,
         init_std: float = 0.0,
         chunk: int = CHUNK,
+        order: bool = True,
     ) -> None:
         for name, value, allowed in (("score", score, SCORES), ("drop", drop, DROPS), ("grow", grow, GROWTHS)):
             if value not in allowed:
@@ -118,6 +121,7 @@ class Rewirer:
         self.layer, self.optimizer, self.schedule = layer, optimizer, schedule
         self.score, self.drop, self.grow, self.seed = score, drop, grow, seed
         self.threshold, self.max_share, self.init_std, self.chunk = threshold, max_share, init_std, chunk
+        self.order = order
 
     def due(self, step: int) -> bool:
         return self.schedule.due(step)
@@ -150,6 +154,13 @@ class Rewirer:
             reset_slots(weight.grad, before, dropped)
         for tensor, value in state:
             reset_slots(tensor, before, dropped, value)
+        if self.order and after.group_size > 1:
+            ordered = after.bank_ordered()
+            order = ordered.order_from(after)
+            gradient = [] if weight.grad is None else [weight.grad]
+            for tensor in (weight, *gradient, *(tensor for tensor, _ in state)):
+                reorder_slots(tensor, after, order)
+            layer.set_topology(ordered)
 
         coverage, overlap = _coverage(after), _overlap(after, seed)
         _wait_for(weight.device)

@@ -1,4 +1,5 @@
-"""A regrown slot starts afresh: its weights, its gradient and what the optimizer remembers of the input it had."""
+"""What is kept slot by slot: a regrown slot starts afresh, its weights, its gradient and what the optimizer remembers of the
+input it had; and slots may change places."""
 
 from __future__ import annotations
 
@@ -20,6 +21,15 @@ def reset_slots(tensor: Tensor, topology: GroupTopology, slots: Tensor, value: f
     for start, stop in topology.chunks(max(1, _CHUNK // topology.fan_in)):
         mask = slots[start // size : -(-stop // size)].repeat_interleave(size, 0)[: stop - start]
         tensor[start:stop].masked_fill_(mask, value)
+
+
+@torch.no_grad()
+def reorder_slots(tensor: Tensor, topology: GroupTopology, order: Tensor) -> None:
+    """Move the slots of a tensor [L, K] in place, for all labels of a group: place k gets what `order` [groups, K] names."""
+    size = topology.group_size
+    for start, stop in topology.chunks(max(1, _CHUNK // topology.fan_in)):
+        rows = order[start // size : -(-stop // size)].repeat_interleave(size, 0)[: stop - start]
+        tensor[start:stop] = tensor[start:stop].gather(1, rows)
 
 
 def resettable_state(optimizer: torch.optim.Optimizer, weight: Tensor) -> list[tuple[Tensor, float]]:
