@@ -89,14 +89,15 @@ def test_what_a_fused_update_cannot_do(tmp_path: Path, line: str, message: str) 
         load_config(write(tmp_path, start + line))
 
 
-@pytest.mark.parametrize("name", ["wordnet", "wordnet-grid"])
+@pytest.mark.parametrize("name", ["wordnet", "wordnet-grid", "wordnet-tuned"])
 def test_shipped_configurations_are_valid(name: str) -> None:
-    read = load_grid if name.endswith("grid") else load_config
+    read = load_config if name == "wordnet" else load_grid
     assert read(find(name)).name.startswith("wordnet")  # type: ignore[operator]
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown configuration 'words'; known: wordnet, wordnet-grid; or give the path"):
+    known = "wordnet, wordnet-grid, wordnet-tuned"
+    with pytest.raises(UserError, match=f"unknown configuration 'words'; known: {known}; or give the path"):
         find("words")
     with pytest.raises(UserError, match=r"none.toml: no such configuration"):
         load_config(tmp_path / "none.toml")
