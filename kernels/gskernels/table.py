@@ -287,10 +287,11 @@ def _group_shared_cuda_fused(shape: Shape, pass_: str, item: int) -> int:
         return 6 * shape.batch * math.ceil(shape.labels / 512) * 8
     if pass_ != STEP or item == 4:
         return _group_shared_fused(shape, pass_, item)  # Triton's
-    unit, rows = min(shape.group_size, 32), math.ceil(shape.batch / 64) * 64
-    slots = 512 * math.ceil(rows / 256)
-    ring = slots * unit * (shape.fan_in + min(rows, 256)) * item
-    return ring + rows * shape.dim * (item + 4) + 4 * math.ceil(shape.labels / unit)
+    unit, slices = 32 if shape.group_size % 32 == 0 else 16, math.ceil(shape.batch / 64)
+    stages = min(16, max(2, (231_424 - shape.dim * 256) // (unit * (shape.fan_in + 64) * 2)))  # of who owns batch rows
+    slots = math.ceil(slices / 2) * (5 * 76 + 3 * (stages + 1) * max(1, 56 // slices))
+    ring = slots * unit * (shape.fan_in + 64 * min(slices, 2)) * item
+    return ring + slices * 64 * shape.dim * (item + 4) + 4 * math.ceil(shape.labels / unit)
 
 
 def _head_tail(backend: str, summary: str, devices: tuple[str, ...] = ("cpu", "cuda")) -> Implementation:

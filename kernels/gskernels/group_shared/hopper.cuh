@@ -37,6 +37,16 @@ template <int WARPS, int AT_ONCE> DEVICE void load_slice(u32 to, const T* __rest
   }
 }
 
+// 64 inputs of a list for a warp's 16 rows: what wgmma takes as its first operand, 16 inputs at a time.
+DEVICE void gather(u32 (&a)[4][4], u32 xt, const u16* list, int piece, int lane) {
+  const int k_of_lane = ((lane >> 4) << 3) + (lane & 7);
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    const u32 input = list[k_of_lane + k * 16];
+    load_matrices_transposed(a[k], xt + input * 128 + ((piece ^ (input & 7)) << 4));
+  }
+}
+
 // ---- sums of dX in shared memory ----
 
 DEVICE u32 load_index(u32 at) {

@@ -19,16 +19,6 @@ constexpr int TOGETHER = (WARPGROUPS > 3 || CHUNKS > 1) && PRODUCTS > 2 ? 2 : PR
 
 DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
-// 64 inputs of a list for a warp's 16 rows: what wgmma takes as its first operand, 16 inputs at a time.
-DEVICE void gather(u32 (&a)[4][4], u32 xt, const u16* list, int piece, int lane) {
-  const int k_of_lane = ((lane >> 4) << 3) + (lane & 7);
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
-    const u32 input = list[k_of_lane + k * 16];
-    load_matrices_transposed(a[k], xt + input * 128 + ((piece ^ (input & 7)) << 4));
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap y, const T* __restrict__ x,
                const u16* __restrict__ lists, const T* __restrict__ bias, int batch, int dim, int labels, int slices) {

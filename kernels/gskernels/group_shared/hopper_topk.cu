@@ -73,7 +73,7 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
     }
     return;
   }
-  const int piece = 2 * warp + ((lane >> 3) & 1), k_of_lane = ((lane >> 4) << 3) + (lane & 7);
+  const int piece = 2 * warp + ((lane >> 3) & 1);
   const bool odd = lane & 1, upper = lane & 2;  // which of the two rows, which half of the tiles, this lane keeps
   const int row = slice * 64 + warp * 16 + lane / 4 + odd * 8;
   float kept[SPAN];
@@ -83,21 +83,18 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
   for (int turn = 0, stage = 0, phase = 0; tile_of(turn) < tiles; turn++) {
     const int tile = tile_of(turn);
     mbarrier_wait(full + 8 * stage, phase);
-    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES) + k_of_lane;
+    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES);
     float sums[PRODUCTS][G / 2];
 #pragma unroll
     for (int p = 0; p < PRODUCTS; p++) {
-      u32 a[K / 16][4];
+      u32 a[K / 64][4][4];
 #pragma unroll
-      for (int k = 0; k < K / 16; k++) {
-        const u32 input = list[p * K + k * 16];
-        load_matrices_transposed(a[k], xt + input * 128 + ((piece ^ (input & 7)) << 4));
-      }
+      for (int c = 0; c < K / 64; c++) gather(a[c], xt, list + p * K + c * 64, piece, lane);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < K / 16; k++) {
         const u32 at = ring + stage * WEIGHT_BYTES + k / 4 * 8192 + p * G * 128 + k % 4 * 32;
-        Wgmma<T, G, 0>::rs(sums[p], a[k], wgmma_matrix(at, 16, 1024, 1), k > 0);
+        Wgmma<T, G, 0>::rs(sums[p], a[k / 4][k % 4], wgmma_matrix(at, 16, 1024, 1), k > 0);
       }
       wgmma_commit();
       if ((HELD == 0 || (p + 1) % HELD == 0) && p + 1 < PRODUCTS) wgmma_wait<0>();
