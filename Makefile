@@ -21,11 +21,12 @@ demo: env
 	$(BIN)/gsbench run --suite backward --out results --name demo
 	$(BIN)/gsbench report results/demo --out reports/demo
 
-# The library's tests, most of which compile kernels, beside the harness's, most of which wait for processes.
+# Two halves side by side: the library's tests, most of which compile kernels, with the trainer's; and the rest of the harness's,
+# most of which wait for processes.
 test: env
-	@$(BIN)/python -m pytest tests/gskernels > $(VENV)/gskernels-tests.log 2>&1 & library=$$!; \
-	$(BIN)/python -m pytest tests/gsbench tests/benchmarks; harness=$$?; \
-	wait $$library; library=$$?; cat $(VENV)/gskernels-tests.log; \
+	@$(BIN)/python -m pytest tests/gskernels tests/gsbench/train tests/benchmarks > $(VENV)/library-tests.log 2>&1 & library=$$!; \
+	$(BIN)/python -m pytest tests/gsbench --ignore tests/gsbench/train; harness=$$?; \
+	wait $$library; library=$$?; cat $(VENV)/library-tests.log; \
 	exit $$((harness > library ? harness : library))
 
 check: env
