@@ -19,6 +19,7 @@ from gskernels.optim import UPDATES, Update
 from gskernels.positives import Positives
 from gskernels.steps import Targets, step
 from gskernels.table import Shape, find
+from tests.gskernels.streams import beside_and_captured
 from tests.gskernels.test_implementations import make_layer
 from tests.gskernels.test_step import (
     LOSSES,
@@ -207,17 +208,7 @@ def test_in_a_graph_and_on_a_side_stream() -> None:
         return got.loss, got.dx, got.dw
 
     plain = call()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        beside = call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
-    for _ in range(2):
-        graph.replay()
-    for other in (beside, captured):
+    for other in beside_and_captured(call):
         assert float(other[0]) == pytest.approx(float(plain[0]), rel=1e-6)
         torch.testing.assert_close(other[1], plain[1], rtol=1e-2, atol=1e-2)  # dX is added in any order, in fp32
         assert torch.equal(other[2], plain[2])

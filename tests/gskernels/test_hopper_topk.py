@@ -20,6 +20,7 @@ from gskernels.layer import Layer
 from gskernels.ranking import topk
 from gskernels.table import Shape, find
 from gskernels.topology import GroupTopology
+from tests.gskernels.streams import beside_and_captured
 from tests.gskernels.test_implementations import DTYPES, make_layer
 from tests.gskernels.test_step import draw_x
 
@@ -273,17 +274,7 @@ def test_in_a_graph_and_on_a_side_stream() -> None:
         return topk(x, layer, MANY, implementation=IMPLEMENTATION.name)
 
     plain = call()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        beside = call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = call()
-    for _ in range(2):
-        graph.replay()
-    for other in (beside, captured):
+    for other in beside_and_captured(call):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(other, plain, strict=True))
 
 

@@ -51,6 +51,11 @@ def machine(device_index: int) -> Machine | None:
     return portable.machine(device_index) if torch.cuda.get_device_capability(device_index) == (9, 0) else None
 
 
+def machine_of(device: torch.device) -> Machine | None:
+    """As `machine`; a device without an index is the current one."""
+    return machine(torch.cuda.current_device() if device.index is None else device.index)
+
+
 # ---- plans ------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +162,7 @@ def plan_of(problem: Problem, pass_: str, gpu: Machine) -> Plan | None:
 
 def supports(problem: Problem, pass_: str, device: torch.device) -> bool:
     """Whether that pass of that problem runs here, on that device."""
-    gpu = machine(torch.cuda.current_device() if device.index is None else device.index)
+    gpu = machine_of(device)
     return gpu is not None and plan_of(problem, pass_, gpu) is not None
 
 
@@ -170,7 +175,8 @@ def _gpu(tensor: Tensor) -> Machine:
     return gpu
 
 
-def _lists(layer: Layer) -> Tensor:
+def lists(layer: Layer) -> Tensor:
+    """[groups, K] int16, as all kernels for Hopper read them."""
     return layer.sparse.indices.to(torch.int16)
 
 
@@ -201,7 +207,7 @@ def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
     logits = _label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
-    args = (weights, logits, x, _lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
+    args = (weights, logits, x, lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
@@ -216,7 +222,7 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     box = (64, min(group, 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, _label_map(grad_out, 64), _lists(layer), partial, problem.dim, problem.labels,
+    args = (weights, _label_map(grad_out, 64), lists(layer), partial, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     source = "group_shared/hopper_grad_input.cu"
     kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
@@ -231,7 +237,7 @@ def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> 
     plan = grad_weight_plan(problem, _gpu(x))
     assert plan is not None
     dw = torch.empty_like(layer.weight)
-    args = (x, grad_out, _lists(layer), dw, problem.batch, problem.dim, problem.labels)
+    args = (x, grad_out, lists(layer), dw, problem.batch, problem.dim, problem.labels)
     launcher = kernel("group_shared/hopper_grad_weight.cu", "hopper_grad_weight", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     return dw

@@ -117,7 +117,7 @@ def stage_bytes(fan_in: int, unit: int, slices: int, bias: bool, factor: bool) -
 
 def plan_for(problem: Problem, layer: Layer, targets: Targets, updates: Updates, device: torch.device) -> Plan | None:
     """A plan for a call on this device, or None where another implementation has to take it."""
-    gpu = hopper.machine(torch.cuda.current_device() if device.index is None else device.index)
+    gpu = hopper.machine_of(device)
     if gpu is None or targets.positives.labels.dtype not in INDICES:
         return None
     update = updates.get("weight")
@@ -168,7 +168,7 @@ def step(
     )  # fmt: skip
     maps = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, plan.unit), 128)
     args = (
-        maps, xt, layer.sparse.indices.to(torch.int16), heads, links, layer.bias, targets.label_weight, ring, ready, done,
+        maps, xt, hopper.lists(layer), heads, links, layer.bias, targets.label_weight, ring, ready, done,
         sums, losses, layer.weight, dw, how.momentum_buffer, how.compensation, db, problem.batch, problem.dim,
         problem.labels, plan.row_blocks, plan.input_blocks, plan.input_stages, plan.slots, float(how.lr),
         float(how.momentum), float(how.weight_decay), *words(how.seed),

@@ -94,7 +94,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
 
 def plan_for(problem: Problem, k: int, bias: bool, device: torch.device) -> Plan | None:
     """A plan for a call on this device, or None where another implementation has to take it."""
-    gpu = hopper.machine(torch.cuda.current_device() if device.index is None else device.index)
+    gpu = hopper.machine_of(device)
     return None if gpu is None else plan_of(problem, k, bias, gpu)
 
 
@@ -106,7 +106,7 @@ def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tenso
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
     hints = torch.empty_like(largest, dtype=torch.int16) if plan.hints else None
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
-    args = (weights, x, layer.sparse.indices.to(torch.int16), layer.bias, largest, hints, problem.batch, problem.dim,
+    args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
             problem.labels, plan.stride, plan.slices)  # fmt: skip
     launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
@@ -119,7 +119,7 @@ def choose(
     """(values [B, k] fp32, labels [B, k] int64) from what `maxima` returned."""
     values = x.new_empty(problem.batch, k, dtype=torch.float32)
     labels = torch.empty_like(values, dtype=torch.int64)
-    args = (largest, hints, x, layer.weight, layer.sparse.indices.to(torch.int16), layer.bias, values, labels,
+    args = (largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
             problem.dim, problem.labels, problem.fan_in, problem.group_size, plan.stride, k)  # fmt: skip
     launcher = kernel(CHOOSE, "topk_choose", plan.choose_macros, x.get_device())
     launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes)

@@ -28,8 +28,8 @@ DEVICE float log1p_ratio(float e) {
   return fmaf(p, e, 0.9999998056663729f);
 }
 
-// A lane's loss so far. Softplus of z is max(z, 0) + log(1 + e) with e = exp(-|z|). Without factors the product of all 1 + e is
-// kept, less 1 so that a small e is not lost; one logarithm of up to 64 of them costs little, and 2^64 is far from too large.
+// A lane's loss so far. Softplus of z is log(1 + exp(z)), or max(z, 0) + log(1 + exp(-|z|)). Without factors the product of all
+// 1 + exp is kept, less 1 so that a small one is not lost: one logarithm for many of them, before the product is too large.
 constexpr int LOSSES_A_FLUSH = 64;
 constexpr float LARGE = 1e19f;  // two such numbers have a product
 struct Loss {

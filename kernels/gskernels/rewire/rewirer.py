@@ -146,21 +146,17 @@ class Rewirer:
         after = grow(before, dropped, self.grow, seed=seed, x=x, grad_out=grad_out, chunk=self.chunk)
         churn = _churn(before, after)  # `before` may be a view of what set_topology writes to
 
-        layer.set_topology(after)
-        reset_slots(weight, before, dropped)
+        by_slot = [(weight, 0.0), *([] if weight.grad is None else [(weight.grad, 0.0)]), *state]
+        for tensor, value in by_slot:
+            reset_slots(tensor, before, dropped, value)
         if self.init_std > 0:
             _add_noise(weight, before, dropped, self.init_std, _mixed(~self.seed, step))  # not growth's draws
-        if weight.grad is not None:
-            reset_slots(weight.grad, before, dropped)
-        for tensor, value in state:
-            reset_slots(tensor, before, dropped, value)
         if self.order and after.group_size > 1:
-            ordered = after.bank_ordered()
-            order = ordered.order_from(after)
-            gradient = [] if weight.grad is None else [weight.grad]
-            for tensor in (weight, *gradient, *(tensor for tensor, _ in state)):
+            drawn, after = after, after.bank_ordered()
+            order = after.order_from(drawn)
+            for tensor, _ in by_slot:
                 reorder_slots(tensor, after, order)
-            layer.set_topology(ordered)
+        layer.set_topology(after)
 
         coverage, overlap = _coverage(after), _overlap(after, seed)
         _wait_for(weight.device)
