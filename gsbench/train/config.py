@@ -41,12 +41,20 @@ class Encoder(BaseModel):
     kind: Literal["bag_of_words", "transformer"] = "bag_of_words"
     dim: Count = Field(default=768, description="D; of a transformer, its hidden size")
     dropout: Share = 0.3
+    tail_dropout: Share | None = Field(default=None, description="of what a head-tail layer's tail reads, drawn apart: then "
+                                       "`dropout` is the head's. By default both read the same")  # fmt: skip
     feature_dropout: Share = Field(default=0.0, description="bag of words: share of the features left out at random")
     blocks: int = Field(default=0, strict=True, ge=0, description="residual blocks of two layers each")
     std: float = Field(default=0.05, gt=0, description="of the initial embeddings")
     model: str = Field(default="", description="transformer: a name or folder that transformers can load")
     pool: Literal["mean", "first"] = "mean"
     max_tokens: Count = 128
+
+    @property
+    def dropouts(self) -> tuple[float, ...]:
+        """Of each view of the documents that the output layer reads: one for all labels, or one for the head and one for
+        the tail."""
+        return (self.dropout,) if self.tail_dropout is None else (self.dropout, self.tail_dropout)
 
 
 class Output(BaseModel):
@@ -102,6 +110,7 @@ class Optimizer(BaseModel):
     update: Literal["nearest", "stochastic", "kahan"] = Field(default="nearest", description="how bf16 weights are updated")
     tail: float = Field(default=1.0, gt=0, description="factor of lr for the tail of a head-tail layer, whose labels "
                         "read K of D inputs: at one rate their logits move K / D as far as the head's")  # fmt: skip
+    tail_weight_decay: float | None = Field(default=None, ge=0, description="the tail's own; by default weight_decay")
 
     @model_validator(mode="after")
     def _fits(self) -> Optimizer:
@@ -156,15 +165,30 @@ class Config(BaseModel):
             raise ValueError("encoder.model must name a transformer")
         if sgd.update != "nearest" and out.weights != "bf16":
             raise ValueError(f"output_optimizer.update = {sgd.update!r} is for output.weights = 'bf16'")
-        if sgd.tail != 1 and out.method != "head_tail":
-            raise ValueError("output_optimizer.tail is for method head_tail; for other layers set lr")
-        if self.encoder_optimizer.tail != 1:
-            raise ValueError("encoder_optimizer.tail: the encoder has no tail; set output_optimizer.tail")
+        self._check_tail()
         if self.encoder_optimizer.update != "nearest":
             raise ValueError("encoder_optimizer.update: the encoder's weights are fp32; only 'nearest' is allowed")
         if out.method == "chunked_dense":
             self._check_fused()
         return self
+
+    def _check_tail(self) -> None:
+        """What is of a head-tail layer's tail alone."""
+        out, sgd, encoder = self.output, self.output_optimizer, self.encoder_optimizer
+        if out.method != "head_tail":
+            if sgd.tail != 1:
+                raise ValueError("output_optimizer.tail is for method head_tail; for other layers set lr")
+            if sgd.tail_weight_decay is not None:
+                raise ValueError(
+                    "output_optimizer.tail_weight_decay is for method head_tail; for other layers set weight_decay"
+                )
+            if self.encoder.tail_dropout is not None:
+                raise ValueError("encoder.tail_dropout is for method head_tail; for other layers set dropout")
+        if out.private_features and self.encoder.tail_dropout is not None:
+            raise ValueError("encoder.tail_dropout: with output.private_features the tail has half of the encoder's output")
+        for name in ("tail", "tail_weight_decay"):
+            if getattr(encoder, name) != Optimizer.model_fields[name].default:
+                raise ValueError(f"encoder_optimizer.{name}: the encoder has no tail; set output_optimizer.{name}")
 
     def _check_fused(self) -> None:
         optimizer, loss = self.output_optimizer, self.output.loss

@@ -37,29 +37,34 @@ class Batch:
 
 class BagOfWords(nn.Module):
     """TF-IDF rows times an embedding, ReLU, dropout, then residual blocks: D -> D -> D with a layer norm before. In training
-    a share of the features is left out, and the others grow by as much.
+    a share of the features is left out, and the others grow by as much. Two dropouts make two views, side by side.
 
     Parameters: `embedding` [F, D], drawn from N(0, std^2); `bias` [D], zero.
     """
 
     def __init__(self, features: int, settings: config.Encoder) -> None:
         super().__init__()
-        self.dim, self.dropout, self.feature_dropout = settings.dim, settings.dropout, settings.feature_dropout
-        self.embedding = nn.EmbeddingBag(features, self.dim, mode="sum", include_last_offset=True)
+        dim, self.dropouts, self.feature_dropout = settings.dim, settings.dropouts, settings.feature_dropout
+        self.width = dim * len(self.dropouts)
+        self.embedding = nn.EmbeddingBag(features, dim, mode="sum", include_last_offset=True)
         nn.init.normal_(self.embedding.weight, std=settings.std)
-        self.bias = nn.Parameter(torch.zeros(self.dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(self.dim), nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
             for _ in range(settings.blocks)
         )
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """columns [n] and values [n] of rows pointers [B + 1] -> [B, D]."""
+        """columns [n] and values [n] of rows pointers [B + 1] -> [B, width]."""
         values = F.dropout(inputs["values"], self.feature_dropout, self.training)
         summed = self.embedding(inputs["columns"], inputs["pointers"], per_sample_weights=values)
-        x = F.dropout(F.relu(summed + self.bias), self.dropout, self.training)
+        x = F.relu(summed + self.bias)
+        return side_by_side([self._view(x, dropout) for dropout in self.dropouts])
+
+    def _view(self, x: Tensor, dropout: float) -> Tensor:
+        x = F.dropout(x, dropout, self.training)
         for block in self.blocks:
-            x = x + F.dropout(block(x), self.dropout, self.training)
+            x = x + F.dropout(block(x), dropout, self.training)
         return x
 
     def batch_inputs(self, split: Split, rows: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -81,20 +86,21 @@ class Transformer(nn.Module):
             self.tokenizer = AutoTokenizer.from_pretrained(settings.model)
         except (OSError, ValueError) as e:
             raise UserError(f"encoder.model = {settings.model!r}: {str(e).splitlines()[0]}") from None
-        self.dim, self.pool = int(self.model.config.hidden_size), settings.pool
-        self.max_tokens, self.dropout = settings.max_tokens, settings.dropout
-        if self.dim != settings.dim:
-            raise UserError(f"encoder.dim = {settings.dim}, but {settings.model} has a hidden size of {self.dim}")
+        dim, self.pool = int(self.model.config.hidden_size), settings.pool
+        self.max_tokens, self.dropouts = settings.max_tokens, settings.dropouts
+        self.width = dim * len(self.dropouts)
+        if dim != settings.dim:
+            raise UserError(f"encoder.dim = {settings.dim}, but {settings.model} has a hidden size of {dim}")
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Tokens [B, T] -> [B, D]."""
+        """Tokens [B, T] -> [B, width]."""
         hidden = self.model(**inputs).last_hidden_state
         if self.pool == "first":
             pooled = hidden[:, 0]
         else:
             mask = inputs["attention_mask"][:, :, None].to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return F.dropout(pooled, self.dropout, self.training)
+        return side_by_side([F.dropout(pooled, dropout, self.training) for dropout in self.dropouts])
 
     def batch_inputs(self, split: Split, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         if split.texts is None:
@@ -108,7 +114,11 @@ class Transformer(nn.Module):
         return dict(encoded)
 
 
-Encoder = BagOfWords | Transformer
+Encoder = BagOfWords | Transformer  # `width`: of its output, D for each view
+
+
+def side_by_side(views: list[Tensor]) -> Tensor:
+    return views[0] if len(views) == 1 else torch.cat(views, 1)
 
 
 def build(settings: config.Encoder, data: DataSet) -> Encoder:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
     updates: of the whole training, for schedules. mean_positives: labels of a training document, for the bias.
     """
     encoder = encoders.build(settings.encoder, data)
-    out, dim = settings.output, encoder.dim
+    out, dim, views = settings.output, encoder.width, len(settings.encoder.dropouts)
     if out.method in config.GROUPED and out.group_size > data.labels - head_labels(out, data.labels):
         raise UserError(f"output.group_size = {out.group_size} exceeds the labels of the sparse layer of this data set")
     bias = math.log(mean_positives / max(1.0, data.labels - mean_positives)) if out.bias is None else out.bias
@@ -118,7 +119,7 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
         )  # fmt: skip
     else:
         try:
-            layer = new_layer(out, dim, data.labels, orders.layer, head_labels(out, data.labels), settings.seed)
+            layer = new_layer(out, dim, data.labels, orders.layer, head_labels(out, data.labels), settings.seed, views)
         except ValueError as e:
             raise UserError(f"output: {e}") from None
         down = new_down(out, dim, data.labels)
@@ -136,12 +137,13 @@ def build(settings: config.Config, data: DataSet, orders: Orders, updates: int, 
 def new_optimizer(
     settings: config.Optimizer, parameters: Sequence[Tensor], seed: int, tail: Sequence[Tensor] = ()
 ) -> torch.optim.Optimizer:
-    """Two groups where there is a tail; each has its `scale`, by which `set_rate` multiplies the rate."""
+    """Two groups where there is a tail; each has its `scale`, by which `set_rate` multiplies the rate, and its decay."""
     fused = True if all(parameter.is_cuda for parameter in parameters) else None
     late = {id(parameter) for parameter in tail}
-    groups = [{"params": [p for p in parameters if id(p) not in late], "scale": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in late], "scale": 1.0}]
     if late:
-        groups.append({"params": list(tail), "scale": settings.tail})
+        decay = settings.weight_decay if settings.tail_weight_decay is None else settings.tail_weight_decay
+        groups.append({"params": list(tail), "scale": settings.tail, "weight_decay": decay})
     if settings.name == "sgd":
         if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
             made: torch.optim.Optimizer = SGD(groups, settings.lr, momentum=settings.momentum, seed=seed,

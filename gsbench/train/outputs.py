@@ -294,10 +294,13 @@ def new_down(settings: config.Output, dim: int, labels: int) -> nn.Linear | None
     return down
 
 
-def new_layer(settings: config.Output, dim: int, labels: int, order: Tensor | None, head: int, seed: int) -> nn.Module:
+def new_layer(
+    settings: config.Output, dim: int, labels: int, order: Tensor | None, head: int, seed: int, views: int = 1
+) -> nn.Module:
     """The layer of a method; of a bottleneck, what comes after `new_down`.
 
-    `order` [L] is what `methods` found, for a head-tail layer the head's labels first.
+    `order` [L] is what `methods` found, for a head-tail layer the head's labels first. `views`: of the documents in `dim`
+    inputs; of two, the head reads the first, the tail the other.
     """
     dtype, k, g = DTYPES[settings.weights], settings.fan_in, settings.group_size
     implementation = settings.implementation or None
@@ -309,6 +312,6 @@ def new_layer(settings: config.Output, dim: int, labels: int, order: Tensor | No
         return FixedFanInLinear(dim, labels, k, seed=seed, implementation=implementation, dtype=dtype)
     if settings.method == "group_shared":
         return GroupSharedLinear(dim, labels, k, g, seed=seed, implementation=implementation, dtype=dtype)
-    head_dim, tail_dim = (dim // 2, dim - dim // 2) if settings.private_features else (dim, dim)
+    head_dim, tail_dim = (dim // 2, dim - dim // 2) if settings.private_features or views == 2 else (dim, dim)
     return HeadTailLinear(dim, labels, head, k, g, label_order=order, head_dim=head_dim, tail_dim=tail_dim, seed=seed,
                           implementation=implementation, dtype=dtype)  # fmt: skip

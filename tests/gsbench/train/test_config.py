@@ -58,6 +58,8 @@ def test_a_file_and_its_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (("[rewire]", '[output_optimizer]\nname = "adam"\nlr = 1\nmomentum = 0.9\n[rewire]'), "momentum is for sgd"),
         (("[rewire]", '[output_optimizer]\nname = "sgd"\nlr = 1\nupdate = "kahan"\n[rewire]'), "is for output.weights"),
         (("head_tail", 'group_shared"\nprivate_features = true #'), "private_features is for method head_tail"),
+        (('"head_tail"\nfan_in = 64', '"group_shared"\n[encoder]\ntail_dropout = 0.1'), "tail_dropout is for method head"),
+        (("[rewire]", "private_features = true\n[encoder]\ntail_dropout = 0.1\n[rewire]"), "tail has half of the encoder's"),
         (('[rewire]\ngrow = "random"\ninterval = 100', ""), None),
         (('method = "head_tail"', 'method = "chunked_dense" #'), "rewire"),
         (("[data]", "[data"), "not a TOML file"),

@@ -102,7 +102,7 @@ def test_a_loss_that_is_nan_stops_the_run(
     def poisoned(settings: Any, state: loop.State, *rest: Any) -> float:
         if state.update == 8:
             dict(state.model.modules()[part].named_parameters())[name].data[0:3] = torch.nan
-            state.model.encoder.dropout = 0.0
+            state.model.encoder.dropouts = (0.0,)
         return update(settings, state, *rest)
 
     monkeypatch.setattr(loop, "_update", poisoned)

@@ -150,8 +150,23 @@ def test_features_are_left_out_in_training_alone() -> None:
     assert float(encoder.eval()(inputs)[0, 0].detach()) == n
 
 
-def test_the_tail_of_a_head_tail_layer_has_a_rate_of_its_own(data: Path) -> None:
-    changes = {"output_optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "tail": 8.0}}
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_head_and_tail_read_views_of_their_own_dropouts(blocks: int) -> None:
+    some = config.Encoder(dim=16, dropout=0.0, tail_dropout=0.5, blocks=blocks)
+    encoder = encoders.BagOfWords(400, some)
+    inputs = {"columns": torch.arange(400), "pointers": torch.arange(0, 401, 4), "values": torch.ones(400)}
+    evaluated, trained = encoder.eval()(inputs), encoder.train()(inputs)
+    assert (evaluated.shape, encoder.width) == ((100, 32), 32)
+    assert torch.equal(evaluated[:, :16], evaluated[:, 16:])  # a document is ranked by one view
+    assert torch.equal(trained[:, :16], evaluated[:, :16])
+    if blocks == 0:
+        left_out = (trained[:, 16:] == 0) & (evaluated[:, 16:] != 0)
+        assert 0.3 < float(left_out.float().sum() / (evaluated[:, 16:] != 0).sum()) < 0.7
+
+
+def test_the_tail_of_a_head_tail_layer_has_a_rate_and_a_decay_of_its_own(data: Path) -> None:
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "tail": 8.0, "tail_weight_decay": 0.0}
+    changes = {"output_optimizer": sgd}
     made = tiny.settings(data, "head-tail SET", **changes)
     folder = evaluate.open_data(made.data)
     known = methods.TrainingLabels(folder, np.arange(folder.train.rows))
@@ -160,6 +175,7 @@ def test_the_tail_of_a_head_tail_layer_has_a_rate_of_its_own(data: Path) -> None
     rates = {p: group["lr"] for group in state.optimizers["output"].param_groups for p in group["params"]}
     named = {name: rates[p] for name, p in state.model.output.named_parameters()}
     assert named == {"layer.head.weight": 0.05, "layer.head.bias": 0.05, "layer.tail.weight": 0.4, "layer.tail.bias": 0.4}
+    assert [group["weight_decay"] for group in state.optimizers["output"].param_groups] == [0.01, 0.0]
 
 
 @pytest.mark.gpu

@@ -38,7 +38,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {  # every row of the table of methods
     },
     "head-tail static": {"output": {"method": "head_tail", **SPARSE}},
     "head-tail SET": {"output": {"method": "head_tail", "private_features": True, **SPARSE}, "rewire": SET},
-    "head-tail RigL": {"output": {"method": "head_tail", **SPARSE}, "rewire": RIGL},
+    "head-tail RigL": {
+        "output": {"method": "head_tail", **SPARSE}, "rewire": RIGL,
+        "encoder": {"dim": 24, "dropout": 0.2, "tail_dropout": 0.1, "std": 0.3},
+    },
 }  # fmt: skip
 
 
