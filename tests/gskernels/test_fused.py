@@ -164,3 +164,24 @@ def test_batches_of_more_dimensions() -> None:
     flat, deep = layer.loss(x, targets), layer.loss(x.view(1, B, D), targets)  # type: ignore[operator]
     assert torch.equal(flat, deep)
     assert F.relu(deep) == deep
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["group_shared", "head_tail"])
+def test_second_device(kind: str) -> None:
+    """Sizes that the kernels for Hopper take."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    torch.manual_seed(0)
+    sizes = (64, 32) if kind == "group_shared" else (100, 64, 32)
+    layer = {"group_shared": GroupSharedLinear, "head_tail": HeadTailLinear}[kind](128, 1003, *sizes)
+    x, results = torch.randn(100, 128), []
+    for device in ("cuda:0", "cuda:1"):  # the current device stays 0
+        layer.to(device, torch.bfloat16)
+        here = x.to(device, torch.bfloat16).requires_grad_()
+        loss = layer.loss(here, draw_targets(Shape(100, 128, 1003, 64, 32), device))
+        gradients = torch.autograd.grad(loss, [here, *layer.parameters()])
+        with torch.no_grad():
+            values, labels = layer.topk(here, 20)
+        results.append([one.cpu() for one in (loss, *gradients, values, labels)])
+    torch.testing.assert_close(results[1], results[0], rtol=0.02, atol=0.02)
