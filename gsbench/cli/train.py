@@ -22,7 +22,7 @@ def train(
     resume: Annotated[Optional[Path], typer.Option(help="Go on with this run from its newest checkpoint.")] = None,  # noqa: UP045
     demo: Annotated[bool, typer.Option("--demo", help="20,000 synthetic labels, four methods, minutes on a CPU.")] = False,
     out: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(min=1, help="With --grid: runs at a time, in processes of their own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="With --grid: runs at a time, each in a process, over all GPUs.")] = 1,
 ) -> None:
     """Train an encoder with any of the output layers, and measure it on the test documents.
 

@@ -39,8 +39,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """rows: none where nothing but candidates was trained. jobs: runs at a time, which seconds an epoch depend on.
-    epochs: of a candidate and of a final run. diverged: why a method has no row."""
+    """rows: none where nothing but candidates was trained. jobs: runs at a time, on so many devices, which seconds an epoch
+    depend on. epochs: of a candidate and of a final run. diverged: why a method has no row."""
 
     name: str
     seeds: list[int]
@@ -50,6 +50,7 @@ class Comparison:
     epochs: tuple[int, int] | None = None  # None: nothing was tuned
     tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
     diverged: dict[str, str] = field(default_factory=dict)
+    devices: int = 1
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -118,7 +119,8 @@ def _results(found: Comparison) -> list[str]:
     )
     told = f"On the test documents, in percent. {seeds} {found.device}."
     if found.jobs > 1:
-        told += f" {found.jobs} runs at a time: seconds an epoch are not those of a run that has the device to itself."
+        on = f" on {found.devices} devices" if found.devices > 1 else ""
+        told += f" {found.jobs} runs at a time{on}: seconds an epoch are not those of a run that has the device to itself."
     return [*_table(HEADER, [cells(row) for row in found.rows]), "", told]
 
 

@@ -160,7 +160,7 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
             rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak))
     if not rows and not chosen:
         raise UserError("; ".join(f"{method} diverged: {why}" for method, why in diverged.items()))
-    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged)
+    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged, pool.devices)
 
 
 def _trial(out: Path, method: str, number: int, settings: config.Config) -> Job:

@@ -8,6 +8,7 @@ import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class Job:
 class Pool:
     """Starts jobs and hands out their results. With one at a time a job runs in this process when its result is asked for.
 
-    Several processes share the cores: each has its part of them. Leaving by an exception ends them; their runs are gone on
-    with, or begun again, by whoever asks for the same jobs.
+    Several processes share the cores: each has its part of them; and the GPUs: each has the next one, in turns. Leaving by
+    an exception ends them; their runs are gone on with, or begun again, by whoever asks for the same jobs.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -40,7 +41,7 @@ class Pool:
         if self._jobs > 1:
             context = multiprocessing.get_context("spawn")
             threads = max(1, (os.cpu_count() or 1) // self._jobs)
-            self._pool = ProcessPoolExecutor(self._jobs, context, _begin, (threads,))
+            self._pool = ProcessPoolExecutor(self._jobs, context, _begin, (threads, context.Value("i", 0)))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -49,6 +50,13 @@ class Pool:
                 for child in set(multiprocessing.active_children()) - self._others:
                     child.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def devices(self) -> int:
+        """That its processes share."""
+        import torch
+
+        return max(1, min(self._jobs, torch.cuda.device_count()))
 
     def start(self, job: Job) -> Job | Future[dict[str, Any]]:
         return job if self._pool is None else self._pool.submit(trained, job, True)
@@ -88,9 +96,13 @@ def trained(job: Job, quiet: bool = False) -> dict[str, Any]:
         return {"diverged": str(e)}
 
 
-def _begin(threads: int) -> None:
-    """In a process of the pool. An interrupt is the parent's business, who ends the pool."""
+def _begin(threads: int, begun: Synchronized[int]) -> None:
+    """In a process of the pool, the one after `begun` others. An interrupt is the parent's business, who ends the pool."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    with begun.get_lock():
+        number, begun.value = begun.value, begun.value + 1
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())

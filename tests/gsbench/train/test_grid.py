@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gsbench.errors import UserError
-from gsbench.train import comparison, loop, runs
+from gsbench.train import comparison, loop, pool, runs
 from gsbench.train.grid import Grid, grid_of, run_grid
 from gsbench.train.pool import Job, Pool
 from tests.gsbench.train import tiny
@@ -86,8 +88,8 @@ def started(pool: Pool, data: Path, run: Path) -> Any:
 
 def test_an_interrupt_ends_the_processes(data: Path, tmp_path: Path) -> None:
     def interrupted() -> None:
-        with Pool(2) as pool:
-            started(pool, data, tmp_path / "run")
+        with Pool(2) as workers:
+            started(workers, data, tmp_path / "run")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -98,12 +100,24 @@ def test_an_interrupt_ends_the_processes(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_said(data: Path, tmp_path: Path) -> None:
-    with Pool(2) as pool:
-        job = started(pool, data, tmp_path / "run")
+    with Pool(2) as workers:
+        job = started(workers, data, tmp_path / "run")
         for child in multiprocessing.active_children():
             child.kill()
         with pytest.raises(UserError, match=r"ended without a word \(killed, or out of memory\).*try fewer --jobs"):
-            pool.result(job)
+            workers.result(job)
+
+
+def test_processes_take_the_gpus_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    begun = multiprocessing.get_context("spawn").Value("i", 0)
+    for _ in range(3):
+        pool._begin(1, begun)
+    assert taken == [0, 1, 0]
 
 
 def test_the_comparison_says_what_was_chosen_and_is_read_again(data: Path, tmp_path: Path) -> None:
