@@ -40,17 +40,19 @@ class Row:
 @dataclass(frozen=True)
 class Comparison:
     """rows: none where nothing but candidates was trained. jobs: runs at a time, on so many devices, which seconds an epoch
-    depend on. epochs: of a candidate and of a final run. diverged: why a method has no row."""
+    depend on. epochs: of a candidate and of a final run, "10" or "10 to 20". by: metrics whose mean chose. diverged: why a
+    method has no row."""
 
     name: str
     seeds: list[int]
     rows: list[Row]
     device: str = ""
     jobs: int = 1
-    epochs: tuple[int, int] | None = None  # None: nothing was tuned
+    epochs: tuple[str, str] | None = None  # None: nothing was tuned
     tuned: dict[str, Tuned] = field(default_factory=dict)  # by method
     diverged: dict[str, str] = field(default_factory=dict)
     devices: int = 1
+    by: tuple[str, ...] = SHOWN[:1]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -86,7 +88,8 @@ def read(file: Path) -> Comparison:
             rows.append(Row(metrics=metrics, **row))
         epochs = plain.pop("epochs", None)
         tuned = {method: Tuned(**one) for method, one in plain.pop("tuned", {}).items()}
-        return Comparison(rows=rows, epochs=None if epochs is None else (epochs[0], epochs[1]), tuned=tuned, **plain)
+        span = None if epochs is None else (str(epochs[0]), str(epochs[1]))
+        return Comparison(rows=rows, epochs=span, tuned=tuned, by=tuple(plain.pop("by", SHOWN[:1])), **plain)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise UserError(f"{file}: not a comparison that gsbench train --grid wrote: {e}") from None
 
@@ -107,7 +110,8 @@ def markdown(found: Comparison) -> str:
         count, (short, full) = len(next(iter(found.tuned.values())).candidates), found.epochs
         told = f"{count} candidates for each method, a run of {short} epochs each; metrics on held-out training documents"
         if found.rows:
-            told += f". The best by P@1 (bold) was trained with every seed on all training documents, for {full} epochs"
+            by = found.by[0] if len(found.by) == 1 else f"the mean of {', '.join(found.by)}"
+            told += f". The best by {by} (bold) was trained with every seed on all training documents, for {full} epochs"
         lines += ["", f"{told}. {found.device}.", ""] if found.rows else [f"{told}. {found.device}.", ""]
         lines += _table(["method", "candidate", *SHOWN], [row for pair in found.tuned.items() for row in _choices(*pair)])
     return "\n".join(lines)

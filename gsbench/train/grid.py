@@ -7,11 +7,13 @@
     output = { method = "dense" }
 
 Settings chosen by validation, each method with the same budget: every candidate is trained once, with the smallest seed
-and a part of the training documents held out; the one with the best P@1 on these is trained with every seed on all of them.
+and a part of the training documents held out; the one with the best P@1 (or mean of the metrics `by`) on these is trained
+with every seed on all of them.
 
     [tune]
     validation = 0.05            # share held out
     epochs = 6                   # of a candidate; by default as many as a final run
+    by = ["P@1", "PSP@5"]        # what chooses; by default ["P@1"]
     candidates = [{ output_optimizer = { lr = 0.02 } }, { output_optimizer = { lr = 0.1 } }]
     [methods.bottleneck]
     tune = [...]                 # its own candidates instead, as many of them
@@ -35,7 +37,7 @@ from gsbench.train.comparison import SHOWN, Comparison, Row, Tuned, interval
 from gsbench.train.log import read_log
 from gsbench.train.pool import Job, Pool
 
-_KEYS, _TUNE_KEYS = ("name", "seeds", "base", "methods", "tune"), ("validation", "epochs", "candidates")
+_KEYS, _TUNE_KEYS = ("name", "seeds", "base", "methods", "tune"), ("validation", "epochs", "by", "candidates")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Grid:
     seeds: list[int]
     methods: dict[str, config.Config]  # without [tune] what is run, with it what candidates change
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)  # of every method, or of none
+    by: tuple[str, ...] = SHOWN[:1]  # metrics on the held-out documents, whose mean chooses
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
     if not isinstance(methods, dict) or not methods or not all(isinstance(m, dict) for m in methods.values()):
         raise UserError(f"{source}: needs a table [methods.NAME] for each method")
     tune, made, candidates = data.get("tune"), {}, {}
-    if tune is not None:
-        _check_keys(tune, _TUNE_KEYS, f"{source} [tune]")
+    by = _chosen_by({} if tune is None else tune, source)
     for method, changes in methods.items():
         own = {key: value for key, value in changes.items() if key != "tune"}
         whole, where = merged(data.get("base", {}), {**own, "name": method}), f"{source} [methods.{method}]"
@@ -88,7 +90,15 @@ def grid_of(data: dict[str, Any], source: str) -> Grid:
     if len(set(budgets.values())) > 1:
         told = ", ".join(f"{method} {n}" for method, n in budgets.items())
         raise UserError(f"{source}: tune: every method needs as many candidates, got {told}")
-    return Grid(name, seeds, made, candidates)
+    return Grid(name, seeds, made, candidates, by)
+
+
+def _chosen_by(tune: Any, source: str) -> tuple[str, ...]:
+    _check_keys(tune, _TUNE_KEYS, f"{source} [tune]")
+    by = tune.get("by", [*SHOWN[:1]])
+    if not isinstance(by, list) or not by or any(name not in SHOWN for name in by):
+        raise UserError(f"{source} [tune]: by: must be a list of {', '.join(SHOWN)}, got {by!r}")
+    return tuple(by)
 
 
 def _candidates(whole: dict[str, Any], listed: Any, tune: dict[str, Any], seed: int, where: str) -> list[Candidate]:
@@ -126,7 +136,8 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
     jobs: runs at a time, each in a process of its own if more than one. A candidate may diverge; a method whose candidates
     all do, or one of whose final runs does, is left out and named. Raises UserError as `loop.train` does otherwise.
     """
-    rows, epochs, device, diverged, chosen = [], None, "", {}, {}
+    rows: list[Row] = []
+    device, diverged, chosen, lengths = "", {}, {}, []
     with Pool(jobs) as pool:
         trials = {
             method: [pool.start(_trial(out, method, i, one.trial)) for i, one in enumerate(candidates)]
@@ -140,9 +151,9 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
                 if all("diverged" in result for result in results):
                     diverged[method] = results[-1]["diverged"]
                     continue
-                chosen[method] = _chosen(grid.candidates[method], results)
-                best = grid.candidates[method][chosen[method].chosen]
-                settings, epochs = best.final, (best.trial.training.epochs, best.final.training.epochs)
+                chosen[method] = _chosen(grid.candidates[method], results, grid.by)
+                settings = grid.candidates[method][chosen[method].chosen].final
+                lengths.append(settings.training.epochs)
                 device = next(result["device_name"] for result in results if "diverged" not in result)
             started[method] = [pool.start(_final(out, method, seed, settings)) for seed in grid.seeds]
         for method, finals in started.items() if grid.seeds else ():
@@ -160,7 +171,9 @@ def run_grid(grid: Grid, out: Path, jobs: int = 1) -> Comparison:
             rows.append(Row(method, len(results), size, metrics, float(epoch_s), peak))
     if not rows and not chosen:
         raise UserError("; ".join(f"{method} diverged: {why}" for method, why in diverged.items()))
-    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged, pool.devices)
+    trial_lengths = [one.trial.training.epochs for candidates in grid.candidates.values() for one in candidates]
+    epochs = (_span(trial_lengths), _span(lengths)) if chosen else None
+    return Comparison(grid.name, grid.seeds, rows, device, jobs, epochs, chosen, diverged, pool.devices, grid.by)
 
 
 def _trial(out: Path, method: str, number: int, settings: config.Config) -> Job:
@@ -173,8 +186,12 @@ def _final(out: Path, method: str, seed: int, settings: config.Config) -> Job:
     return Job(out / name, settings.model_copy(update={"seed": seed, "name": name}), test=True)
 
 
-def _chosen(candidates: list[Candidate], results: list[dict[str, Any]]) -> Tuned:
-    """The best by P@1 on the held-out documents; the first of equals. Not all have diverged."""
+def _span(numbers: list[int]) -> str:
+    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def _chosen(candidates: list[Candidate], results: list[dict[str, Any]], by: tuple[str, ...]) -> Tuned:
+    """The best by the mean of metrics on the held-out documents; the first of equals. Not all have diverged."""
     found = [None if "diverged" in one else {name: one["validation"][name] for name in SHOWN} for one in results]
-    best = max((metrics["P@1"], -i) for i, metrics in enumerate(found) if metrics is not None)
+    best = max((sum(metrics[name] for name in by), -i) for i, metrics in enumerate(found) if metrics is not None)
     return Tuned([one.said for one in candidates], found, -best[1])

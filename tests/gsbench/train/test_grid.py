@@ -15,6 +15,7 @@ import torch
 
 from gsbench.errors import UserError
 from gsbench.train import comparison, loop, pool, runs
+from gsbench.train import grid as grid_module
 from gsbench.train.grid import Grid, grid_of, run_grid
 from gsbench.train.pool import Job, Pool
 from tests.gsbench.train import tiny
@@ -165,7 +166,8 @@ def test_a_candidate_may_diverge_but_not_all(data: Path, tmp_path: Path, monkeyp
     ("changes", "message"),
     [
         ({"tune": {"candidates": [LOW]}}, r"tune: every method needs as many candidates, got dense 1, shared 2"),
-        ({"tune": {"trials": 3}}, r"\[tune\]: unknown key 'trials'; known: validation, epochs, candidates"),
+        ({"tune": {"trials": 3}}, r"\[tune\]: unknown key 'trials'; known: validation, epochs, by, candidates"),
+        ({"tune": {"candidates": [LOW, HIGH], "by": ["P@2"]}}, r"\[tune\]: by: must be a list of P@1, .*, got \['P@2'\]"),
         ({"tune": {"candidates": []}}, r"\[methods.dense\]: tune: must be a list of tables of settings, got \[\]"),
         ({"tune": {"candidates": [LOW, {"output_optimizer": {"speed": 1}}]}}, r"dense\] tune 2: unknown key .*speed"),
         ({"tune": {"candidates": [LOW, HIGH], "validation": 0.0}}, r"tune.validation must be above 0"),
@@ -195,3 +197,11 @@ def test_a_grid_without_tuning_has_no_candidates(data: Path) -> None:
     del made["tune"], made["methods"]["shared"]["tune"]
     grid: Grid = grid_of(made, "the test")
     assert grid.candidates == {}
+
+
+def test_the_mean_of_metrics_may_choose() -> None:
+    many = {"P@3": 0.0, "P@5": 0.0, "PSP@1": 0.0}
+    results = [{"validation": {"P@1": p, "PSP@5": psp, **many}} for p, psp in ((40.0, 10.0), (39.0, 12.0), (40.0, 9.0))]
+    one: Any = type("Candidate", (), {"said": ""})()
+    assert grid_module._chosen([one] * 3, results, ("P@1",)).chosen == 0
+    assert grid_module._chosen([one] * 3, results, ("P@1", "PSP@5")).chosen == 1
