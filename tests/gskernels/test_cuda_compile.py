@@ -61,8 +61,9 @@ SOURCES: tuple[Source, ...] = (
     # test_hopper_topk.py likewise.
     Source("group_shared/hopper_topk.cu", ("hopper_topk_maxima",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (64,), "WARPGROUPS": (4,), "STAGES": (2,),
-            "BIAS": (1,), "WIDE": (8,), "HINTS": (0, 1)}, HOPPER),
-    Source("group_shared/topk_choose.cu", ("topk_choose",), {"ELEMENT": ("fp16", "bf16"), "BIAS": (0, 1), "HINTS": (0, 1)}),
+            "BIAS": (1,), "HINTS": (0, 1)}, HOPPER),
+    Source("group_shared/topk_choose.cu", ("topk_choose",),
+           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "LIST": (16, 32), "BIAS": (1,), "HINTS": (0, 1)}),
     # Of fixed_fan_in, likewise; test_fixed_fan_in_cuda.py compiles what its launchers ask for.
     Source("fixed_fan_in/cuda_expand.cu", ("expand", "collect", "transpose"),
            {"ELEMENT": ("float", "bf16"), "INDEX": ("short", "int"), "WARPS": (4,)}),

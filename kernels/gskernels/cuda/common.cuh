@@ -69,6 +69,21 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 at) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
+// ---- a kernel that starts before the one before it on its stream has ended (`after` of a launch; sm_90) ----
+
+// By the earlier kernel: from now on the blocks of the next may take room that blocks of this one leave.
+DEVICE void start_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// By the later one: until the earlier has ended, and what it has written is seen.
+DEVICE void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- tensor cores ----
 
 // d [16 x 8] += a [16 x 16] b [16 x 8], one warp.

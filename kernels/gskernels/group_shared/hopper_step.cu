@@ -11,6 +11,7 @@
 // UPDATE (0: dW is stored instead), and those of step_math.cuh.
 #include "hopper_step_inputs.cuh"
 #include "hopper_step_outputs.cuh"
+#include "hopper_step_send.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* lists, const u32* heads, const int4* links, const T* bias,
@@ -41,8 +42,9 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     inputs.reduce();
   } else {
     const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES, count = bars + 8 * 63;
-    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty, count,
+    const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty,
                              static_cast<int>(blockIdx.x) - input_blocks, static_cast<int>(gridDim.x) - input_blocks, units};
+    const Sending sending = {step, base, filled, empty, count, outputs.block, outputs.blocks, outputs.items()};
     if (threadIdx.x < STAGES) {
       mbarrier_init(full + 8 * threadIdx.x, LOADERS * 32 + 1);
       mbarrier_init(filled + 8 * threadIdx.x, SLICES * 4);
@@ -53,8 +55,8 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     if (warp < CONSUMERS) outputs.compute(warp, lane);
     else if (warp < CONSUMERS + WEIGHERS) outputs.weigh(warp - CONSUMERS, lane, Rates{lr, momentum, decay, seed_low, seed_high});
     else if (warp < CONSUMERS + WEIGHERS + LOADERS) outputs.load(&weights, warp - CONSUMERS - WEIGHERS, lane);
-    else if (lane == 0 && warp % STORERS == 0) outputs.send();
-    else if (lane == 0) outputs.announce();
+    else if (lane == 0 && warp % STORERS == 0) sending.send();
+    else if (lane == 0) sending.announce();
   }
 }
 

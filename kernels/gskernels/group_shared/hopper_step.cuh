@@ -12,6 +12,11 @@ constexpr int ROW = G * 2;                                     // bytes of a row
 constexpr int SWIZZLE = G == 32 ? 2 : 3;                       // of dY, as `wgmma_matrix` counts
 constexpr int WEIGHT_BYTES = G * K * 2, SLICE_BYTES = 64 * ROW;
 constexpr int SLOT_BYTES = WEIGHT_BYTES + SLICES * SLICE_BYTES;
+// A stage of a block that owns labels: rows of X^T, or later dW; then what a slot holds.
+constexpr int PITCH = K + 4;  // floats of a row of dW in shared memory: a warp's lanes never share a bank
+constexpr int GRADIENT_BYTES = (G * PITCH * 4 + 1023) / 1024 * 1024;
+constexpr int X_BYTES = K * ROWS * 2 > GRADIENT_BYTES ? K * ROWS * 2 : GRADIENT_BYTES;
+constexpr int STAGE_BYTES = X_BYTES + SLOT_BYTES;
 constexpr int CONSUMERS = 16, WEIGHERS = 8, LOADERS = 2, STORERS = 2;  // warps; of the last, one sends and one tells
 constexpr int THREADS = 32 * (CONSUMERS + WEIGHERS + LOADERS + STORERS);
 

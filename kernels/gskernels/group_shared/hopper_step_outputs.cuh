@@ -2,20 +2,16 @@
 //
 // A block takes every `blocks`-th unit with the whole batch, in a pipeline of stages: two loading warps gather the rows of X^T
 // that the unit's list names (they come from L2); four warpgroups make logits, loss and dY, each of 64 rows; two more, in turns,
-// multiply dY^T X over all rows and update the weights; two storing warps send the old weights and dY to the ring.
+// multiply dY^T X over all rows and update the weights; two storing warps (hopper_step_send.cuh) send the old weights and dY to
+// the ring.
 #pragma once
 #include "hopper_step.cuh"
 #include "step_math.cuh"
 
-constexpr int PITCH = K + 4;  // floats of a row of dW in shared memory: a warp's lanes never share a bank
-constexpr int GRADIENT_BYTES = (G * PITCH * 4 + 1023) / 1024 * 1024;
-constexpr int X_BYTES = K * ROWS * 2 > GRADIENT_BYTES ? K * ROWS * 2 : GRADIENT_BYTES;
-constexpr int STAGE_BYTES = X_BYTES + SLOT_BYTES;
 constexpr int COPIES = SLICES * 8 / LOADERS, OCTET = COPIES < 8 ? COPIES : 8;  // of 32 inputs by a loading warp, 512 bytes each
 constexpr int TEAMS = 4 / SLICES;  // of warpgroups, that are at different items
 constexpr int TOGETHER = K == 64 ? G * K / 1024 : 1;  // of a lane's pieces of an update: registers are short
 constexpr int AHEAD = 8;  // units whose weights are on their way to L2
-constexpr int LAG = 6;    // items that were sent and may not be written yet
 constexpr int BIAS_AT = 16, FACTOR_AT = BIAS_AT + BIAS * G * 2, SUMS_AT = FACTOR_AT + FACTOR * G * 4;
 constexpr int EXTRA_BYTES = SUMS_AT + BIAS * SLICES * 4 * G * 4;  // head, bias, factors, column sums of each warp
 
@@ -23,9 +19,6 @@ DEVICE void copy_async_4(u32 to, const void* from) { asm volatile("cp.async.ca.s
 // Arrives when all copies of this thread so far have.
 DEVICE void copy_arrive(u32 barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory"); }
 DEVICE void prefetch(const void* from, u32 bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
-DEVICE void bulk_store(void* to, u32 from, u32 bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
 DEVICE u32 load_shared(u32 at) {
   u32 v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
@@ -36,7 +29,7 @@ DEVICE u32 swizzled(int row, int piece) { return row * ROW + ((piece ^ (row * RO
 
 struct Outputs {
   const Step& step;
-  u32 stages, extras, full, filled, empty, written;  // shared memory: stages, what is beside them, barriers, a count
+  u32 stages, extras, full, filled, empty;  // shared memory: stages, what is beside them, barriers
   int block, blocks, units;
 
   DEVICE u32 stage(int s) const { return stages + s * STAGE_BYTES; }
@@ -104,66 +97,6 @@ struct Outputs {
         copy_arrive(bar);
         ring.advance(STAGES);
       }
-    }
-  }
-
-  DEVICE int item_of(int n) const { return (block + n / step.row_blocks * blocks) * step.row_blocks + n % step.row_blocks; }
-
-  // By one lane: old weights and dY of each item to the ring. That a slot's readers have its contents is known before anything is
-  // written there. A stage is free once it was read: this lane waits for nothing else while there are items to send.
-  DEVICE void send() const {
-    const int all = items();
-    u32 known = 0;    // of the next slot, how often it was taken
-    int reading = -1;  // stage that the copy engine may still read
-    auto release = [&] {
-      if (reading < 0) return;
-      bulk_wait_read<0>();
-      mbarrier_arrive(empty + 8 * reading);
-      reading = -1;
-    };
-    for (int n = 0; n < all; n++) {
-      const int item = item_of(n), slot = item % step.slots, s = n % STAGES;
-      const u32 taken = static_cast<u32>(item / step.slots) * SLICES;
-      if (!mbarrier_test(filled + 8 * s, n / STAGES & 1)) {
-        release();
-        mbarrier_wait(filled + 8 * s, n / STAGES & 1);
-      }
-      if (known < taken) {  // what others wait for goes first
-        release();
-        bulk_wait<0>();
-        tell(written, n);
-        while (load_acquire(step.done + slot) < taken) __nanosleep(64);
-      }
-      bulk_store(step.ring + static_cast<i64>(slot) * SLOT_BYTES, stage(s) + X_BYTES, SLOT_BYTES);
-      bulk_commit();
-      if (reading >= 0) {
-        bulk_wait_read<1>();
-        mbarrier_arrive(empty + 8 * reading);
-      }
-      reading = s;
-      if (n >= LAG) {
-        bulk_wait<LAG>();
-        tell(written, n + 1 - LAG);
-      }
-      known = load_relaxed(step.done + item_of(n + 1) % step.slots);
-    }
-    release();
-    bulk_wait<0>();
-    tell(written, all);
-  }
-
-  // By one lane of another warp: tell the readers. That takes a fence which waits for L2, longer than sending does; one is
-  // enough for all items that were written meanwhile.
-  DEVICE void announce() const {
-    const int all = items();
-    for (int n = 0; n < all;) {
-      const int until = told(written);
-      if (n >= until) {
-        __nanosleep(32);
-        continue;
-      }
-      fence_gpu();
-      for (; n < until; n++) store_relaxed(step.ready + item_of(n) % step.slots, item_of(n) + 1);
     }
   }
 

@@ -3,8 +3,8 @@
 A row's k best labels lie in the k tiles of 64 labels whose largest logits are the largest, where equal ones are ordered
 by tile: each of these tiles holds a label that comes before every label of another tile. So `hopper_topk.cu` makes the
 products of a forward and keeps each tile's largest logit, `topk_choose.cu` chooses k tiles a row, computes the logits of
-these again, and takes the k best. For a large k it computes fewer: with the largest logit, 4 bits say of each quarter
-of a tile how much smaller its logits are at least, and what lies below the k-th tile's largest is left out.
+these again, and takes the k best. For a large k it computes fewer: with the largest logit, a bit says of each 8 labels of
+a tile whether theirs are less by a quarter of it, and what must lie below the k-th tile's largest is left out.
 
 What is exact is the order of the second kernel's fp32 sums. Both kernels add the same products of 16 inputs at a time on
 tensor cores, the first by wgmma, the second by mma.sync; if a GPU rounded these sums differently, logits that differ by
@@ -34,6 +34,7 @@ SOURCE, CHOOSE = "group_shared/hopper_topk.cu", "group_shared/topk_choose.cu"
 CHOOSE_THREADS = 512
 CHOOSE_STATIC = 3072  # bytes of shared memory of fixed size
 HINTS_FROM = 17  # the k from which computing fewer logits again is worth more than knowing which
+WINDOW = 8  # tiles whose numbers a warpgroup stores at once
 # Warpgroups and stages: the first that fits. Accumulators and operands of more than MOST_WARPGROUPS would spill.
 CHOICES = ((4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 3), (2, 2), (4, 1), (3, 1), (2, 1))
 MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
@@ -43,6 +44,7 @@ MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
 class Plan:
     """macros, threads, shared_bytes, blocks, slices: of the first kernel, as in `hopper.Plan`. stride: of its numbers.
 
+    run: neighbouring tiles of a warpgroup. windows: of hints, of a pair of rows (`topk.cuh`).
     choose_macros, choose_bytes: macros and shared memory of the second, which has a block for each row.
     """
 
@@ -52,6 +54,8 @@ class Plan:
     slices: int
     blocks: int
     stride: int
+    run: int
+    windows: int
     choose_macros: Mapping[str, int | str]
     choose_bytes: int
 
@@ -71,24 +75,21 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     fitting = [c for c in CHOICES if c[0] <= MOST_WARPGROUPS[problem.fan_in] and c[0] * c[1] * stage <= room]
     tiles, slices = cdiv(problem.labels, TILE), cdiv(problem.batch, 64)
     count = min(k, tiles)
-    choose_bytes = 16 * 2 * 2048 + 1024 * 8 + count * (TILE * 4 + 4 * 4) + problem.dim * 2
+    choose_bytes = 16 * (2 * 2048 + (4 if unit == 16 else 2) * 36 * 4) + count * (TILE * 4 + 8 * 2) + problem.dim * 2
     if common is None or not fitting or choose_bytes + CHOOSE_STATIC > gpu.shared_bytes:
         return None
     warpgroups, stages = fitting[0]
     parts = max(1, gpu.processors // slices)
-
-    def cost(wide: int) -> float:  # of the warpgroup that has the most tiles; a store costs as much as 0.12 of them (H200)
-        return cdiv(cdiv(tiles, wide), parts * warpgroups) * (wide + 0.12)
-
-    wide = min((8, 4, 2), key=cost)
-    parts = min(parts, cdiv(cdiv(tiles, wide), warpgroups))
-    both = {"ELEMENT": common["ELEMENT"], "BIAS": int(bias), "HINTS": int(k >= HINTS_FROM)}
-    macros = common | both | {
-        "LIST": problem.group_size, "WARPGROUPS": warpgroups, "STAGES": stages, "WIDE": wide,
+    run = cdiv(cdiv(tiles, parts * warpgroups), 2) * 2  # pairs begin on 8 bytes
+    parts = cdiv(cdiv(tiles, run), warpgroups)
+    both: dict[str, int | str] = {
+        "ELEMENT": common["ELEMENT"], "K": problem.fan_in, "LIST": problem.group_size, "BIAS": int(bias),
+        "HINTS": int(k >= HINTS_FROM),
     }  # fmt: skip
+    macros = common | both | {"WARPGROUPS": warpgroups, "STAGES": stages}
     return Plan(
         macros, warpgroups * 160, problem.dim * 128 + warpgroups * stages * stage, slices, slices * parts,
-        cdiv(tiles, 8) * 8, both, choose_bytes,
+        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, WINDOW), both, choose_bytes,
     )  # fmt: skip
 
 
@@ -99,15 +100,16 @@ def plan_for(problem: Problem, k: int, bias: bool, device: torch.device) -> Plan
 
 
 def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor | None]:
-    """([B, stride] fp32: the largest logit of each 64 labels, [B, stride] int16: of their quarters, or None).
+    """([B, stride] fp32: the largest logit of each 64 labels; what `topk.cuh` says of their parts, or None).
 
     What lies beyond the last tile is undefined. Operands are contiguous and begin on 16 bytes.
     """
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
-    hints = torch.empty_like(largest, dtype=torch.int16) if plan.hints else None
+    pairs = cdiv(problem.batch, 16) * 8  # of rows
+    hints = x.new_empty(pairs, plan.windows, 4, dtype=torch.int32) if plan.hints else None
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
     args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
-            problem.labels, plan.stride, plan.slices)  # fmt: skip
+            problem.labels, plan.stride, plan.slices, plan.run, plan.windows)  # fmt: skip
     launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     return largest, hints
@@ -120,9 +122,9 @@ def choose(
     values = x.new_empty(problem.batch, k, dtype=torch.float32)
     labels = torch.empty_like(values, dtype=torch.int64)
     args = (largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
-            problem.dim, problem.labels, problem.fan_in, problem.group_size, plan.stride, k)  # fmt: skip
+            problem.dim, problem.labels, plan.stride, plan.run, plan.windows, k)  # fmt: skip
     launcher = kernel(CHOOSE, "topk_choose", plan.choose_macros, x.get_device())
-    launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes)
+    launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes, after=True)
     return values, labels
 
 
