@@ -1,0 +1,188 @@
+// dW on Hopper by blocks that own labels, beside others that own batch rows (hopper_backward.cu).
+//
+// A block takes every `blocks`-th step: TILES neighbouring tiles of 64 labels, with the whole batch. A *job* is 64 inputs of
+// one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, 64 batch rows
+// at a time. dY comes by the copy engine, tiles of [64 rows][64 labels] in a ring of stages that all warpgroups with jobs of that tile
+// read. X^T goes straight to the registers that wgmma takes it from: RESIDENT slices of 64 rows stay in shared memory,
+// [dim][64] as `load_slice` leaves them, and are gathered by ldmatrix; the others come from L2, CHUNK slices early, from a copy of
+// X^T whose rows are in such an order that a lane's 16 bytes are what it needs for 32 of them. No sums leave the warpgroup, which
+// stores dW by 32 bytes of a label: no barrier between warps but for the ring.
+//
+// Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
+// RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), PREFETCH (tiles of dY that are
+// asked into L2 before there is room for them).
+#pragma once
+#include "hopper.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+namespace grad_weight {
+
+constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64;
+constexpr int UNIT = G < TILE ? G : TILE, PARTS = K / 64;
+constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
+constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
+constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
+constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
+constexpr int STAGE_BYTES = ROWS * TILE * 2, BUFFERS = CHUNK ? CHUNK : 1;
+// As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
+static_assert(RING % TILES == 0 && RING <= 64);
+
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, slices of X^T.
+struct Layout {
+  u32 at;
+  DEVICE u32 full(int stage) const { return at + stage * 8; }
+  DEVICE u32 empty(int stage) const { return at + 512 + stage * 8; }
+  DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
+  DEVICE u32 inputs() const { return stage(RING); }
+  // By all threads of the block, before a barrier of the block.
+  DEVICE void init(int thread) const {
+    if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
+    mbarrier_fence();
+  }
+};
+
+// What a block does: `rounds` times `slices` times TILES stages, in this order.
+struct Work {
+  int block, blocks, labels, slices, rounds;
+  DEVICE Work(int block_, int blocks_, int labels_, int slices_) : block(block_), blocks(blocks_), labels(labels_), slices(slices_) {
+    const int steps = cdiv(labels, TILE * TILES);
+    rounds = (steps > block ? cdiv(steps - block, blocks) : 0) * ROUNDS;
+  }
+  DEVICE int label(int round, int tile) const { return ((block + round / ROUNDS * blocks) * TILES + tile) * TILE; }
+  DEVICE int2 at(int stage) const {  // in dY: label, row
+    const int some = stage / TILES, round = some / slices;
+    return make_int2(label(round, stage % TILES), (some - round * slices) * ROWS);
+  }
+};
+
+// By one warp: dY, boxes of 64 x 64.
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work) {
+  const bool one = elect();
+  const int all = work.rounds * work.slices * TILES;
+  int stage = 0, parity = 1;
+#pragma unroll 1
+  for (int i = 0; i < all; i++) {
+    if (PREFETCH && i + PREFETCH < all && one) {
+      const int2 at = work.at(i + PREFETCH);
+      tma_prefetch(map, at.x, at.y);
+    }
+    mbarrier_wait(s.empty(stage), parity);
+    if (one) {
+      const int2 at = work.at(i);
+      mbarrier_expect(s.full(stage), STAGE_BYTES);
+      tma_load(s.stage(stage), map, s.full(stage), at.x, at.y);
+    }
+    if (++stage == RING) stage = 0, parity ^= 1;
+  }
+}
+
+DEVICE uint4 load_early(const unsigned char* from) {  // stays where it is written
+  uint4 v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+}
+// A copy that the compiler does not see through: made here, not where the original arrives. nothing: 0, but who knows.
+DEVICE u32 copied(u32 v, u32 nothing) {
+  u32 copy;
+  asm volatile("xor.b32 %0, %1, %2;" : "=r"(copy) : "r"(v), "r"(nothing));
+  return copy;
+}
+DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the warp
+  u32 o;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(o) : "r"(v));
+  return o;
+}
+
+// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `ordered_row` says. Barrier 1 is theirs.
+DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
+                  T* __restrict__ dw, int batch, int dim) {
+#pragma unroll 1
+  for (int q = 0; q < RESIDENT; q++) load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, q * ROWS, batch, dim);
+  barrier(1, WARPGROUPS * 128);
+  const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+  const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
+  const u32 nothing = dim % 64, pitch = (work.slices - RESIDENT) * (ROWS * 2);
+  auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
+  // The inputs of the warp's 16 rows of a job, a lane one of them.
+  auto inputs_of = [&](int round) -> u32 {
+    const int job = min(job_of(round), JOBS - 1), label = work.label(round, tile) + job / PARTS * UNIT;
+    return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
+  };
+  auto row_of = [&](u32 input) { return reinterpret_cast<const unsigned char*>(xt) + static_cast<i64>(input) * pitch + t * 16; };
+  // Of two inputs 64 batch rows: what the lane needs of a slice.
+  auto fetch = [&](uint4 (&to)[4], const unsigned char* first, const unsigned char* second) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) to[2 * h] = load_early(first + h * 64), to[2 * h + 1] = load_early(second + h * 64);
+  };
+  int stage = tile, parity = 0;
+  float d[UNIT / 2];
+  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add) {
+    mbarrier_wait(s.full(stage), parity);
+    const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
+    wgmma_commit();
+    wgmma_wait<0>();
+    if (lane == 0) mbarrier_arrive(s.empty(stage));
+    if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
+  };
+
+  u32 next = inputs_of(0), after = inputs_of(1);
+  uint4 early[BUFFERS][4];
+  const unsigned char *first = row_of(__shfl_sync(~0u, next, r)), *second = row_of(__shfl_sync(~0u, next, r + 8));
+#pragma unroll
+  for (int q = 0; q < CHUNK; q++) fetch(early[q], first + q * 128, second + q * 128);
+#pragma unroll 1
+  for (int round = 0; round < work.rounds; round++) {
+    const int job = job_of(round);
+    const u32 now = next, offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
+    next = after, after = inputs_of(round + 2);
+#pragma unroll
+    for (int q = 0; q < RESIDENT; q++) {
+      u32 a[4][4];
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        load_matrices(a[k], s.inputs() + q * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
+      multiply(a, offset, q > 0);
+    }
+    if (CHUNK) {
+      const unsigned char *const first_after = row_of(__shfl_sync(~0u, next, r)), *const second_after = row_of(__shfl_sync(~0u, next, r + 8));
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks; chunk++) {
+        const bool last = chunk + 1 == chunks;
+        first = last ? first_after : first + CHUNK * 128, second = last ? second_after : second + CHUNK * 128;
+#pragma unroll
+        for (int q = 0; q < CHUNK; q++) {
+          u32 a[4][4];
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const uint4 low = early[q][2 * h], high = early[q][2 * h + 1];
+            a[2 * h][0] = copied(low.x, nothing), a[2 * h][1] = copied(high.x, nothing);
+            a[2 * h][2] = copied(low.y, nothing), a[2 * h][3] = copied(high.y, nothing);
+            a[2 * h + 1][0] = copied(low.z, nothing), a[2 * h + 1][1] = copied(high.z, nothing);
+            a[2 * h + 1][2] = copied(low.w, nothing), a[2 * h + 1][3] = copied(high.w, nothing);
+          }
+          fetch(early[q], first + q * 128, second + q * 128);
+          multiply(a, offset, RESIDENT > 0 || chunk + q > 0);
+        }
+      }
+    }
+    // 8 labels at a time, from the order of the sums to rows of dW.
+    const int label = work.label(round, tile) + job / PARTS * UNIT + r;
+    T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
+#pragma unroll
+    for (int j = 0; j < UNIT / 8; j++) {
+      const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
+      const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
+      const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
+      if (job < JOBS && label + 8 * j < work.labels) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
+    }
+  }
+}
+
+}  // namespace grad_weight
+#endif  // sm_90a
+
+// Of 32 batch rows, the one at place `place` of a row of xt: places 8t to 8t + 7 are what lanes t of a warp need of two products of 16.
+DEVICE int ordered_row(int place) { return place % 8 / 4 * 16 + place % 4 / 2 * 8 + place / 8 * 2 + place % 2; }

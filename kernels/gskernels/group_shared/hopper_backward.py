@@ -1,0 +1,133 @@
+"""The launcher of hopper_backward.cu: both gradients from one launch, whose blocks own either batch rows or labels.
+
+A plan is a pure function of the problem and of what the GPU offers, as in `hopper`; None where the kernel does not take
+the problem. Sums are taken in an order fixed by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.group_shared import hopper
+from gskernels.group_shared.hopper import BARRIERS, GRAD_INPUT_THREADS, RESERVED, TILE
+from gskernels.group_shared.portable import Machine
+from gskernels.group_shared.problem import Problem
+from gskernels.layer import Layer
+from gskernels.table import GRAD_INPUT
+from gskernels.tune import cdiv
+
+SOURCE, SUM_SOURCE = "group_shared/hopper_backward.cu", "group_shared/hopper_grad_input.cu"
+ROWS = 64  # batch rows of a slice
+TILE_BYTES = ROWS * TILE * 2
+LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
+MOST_RESIDENT = 4  # slices of X^T there
+PREFETCH = 8  # tiles of dY
+# Cycles that a block takes for 64 inputs and 64 rows of what it multiplies at once, and for each label of these: to add
+# to dX, and to dW, with X from L2 or from shared memory.
+ADD_COSTS, FAR_COSTS, NEAR_COSTS = (300, 4.5), (125, 2.0), (60, 2.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """macros: of the kernel. shared_bytes: of a block. slices: of 64 batch rows.
+
+    row_blocks: that own a slice, a multiple of `slices`. label_blocks: that own labels.
+    """
+
+    macros: Mapping[str, int | str]
+    shared_bytes: int
+    slices: int
+    row_blocks: int
+    label_blocks: int
+
+
+def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) -> Plan | None:
+    """most_resident: slices of X^T that a block may hold."""
+    rows = hopper.grad_input_plan(problem, gpu)
+    if rows is None:
+        return None
+    unit = min(int(rows.macros["G"]), TILE)
+    jobs = TILE // unit * (problem.fan_in // 64)
+    tiles = {1: 4, 2: 2}.get(jobs, 1)  # that a block is at
+    room = gpu.shared_bytes - RESERVED - BARRIERS
+    split = resident_slices(rows.slices, unit, min(most_resident, (room - LEAST_RING * TILE_BYTES) // (problem.dim * 128)))
+    if split is None:
+        return None
+    resident, chunk = split
+    ring = min(MOST_RING, (room - resident * problem.dim * 128) // TILE_BYTES) // tiles * tiles
+    shares = _shares(problem, gpu, int(rows.macros["G"]), rows.slices, resident)
+    if shares is None:
+        return None
+    row_blocks, label_blocks = shares
+    row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
+    label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
+    shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
+    macros = rows.macros | {"RESIDENT": resident, "CHUNK": chunk, "RING": ring, "PREFETCH": PREFETCH}
+    return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
+
+
+def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None:
+    """(slices in shared memory, slices that are asked for together of the others): as many of the former as can be.
+
+    Registers hold two slices on their way, beside sums of less than 64 labels three.
+    """
+    for resident in range(min(most, slices), -1, -1):
+        left = slices - resident
+        if left == 0:
+            return resident, 0
+        for chunk in (2, 3, 1):
+            if left % chunk == 0 and (chunk > 1 or left == 1) and (chunk < 3 or unit < TILE):
+                return resident, chunk
+    return (0, 1) if most >= 0 else None
+
+
+def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: int) -> tuple[int, int] | None:
+    """(blocks that own rows, blocks that own labels), such that both kinds end together."""
+    unit, far = min(group, TILE), slices - resident
+    adding = slices * (ADD_COSTS[0] + ADD_COSTS[1] * group) / group
+    weighing = (resident * (NEAR_COSTS[0] + NEAR_COSTS[1] * unit) + far * (FAR_COSTS[0] + FAR_COSTS[1] * unit)) / unit
+    times = {
+        parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
+        for parts in range(1, (gpu.processors - 1) // slices + 1)
+    }
+    best = min(times, key=times.__getitem__, default=0)
+    # Of a large batch each slice takes a block at least, which can be more than its share: then other kernels are faster.
+    if best == 0 or times[best] > 1.5 * (adding + weighing) / gpu.processors:
+        return None
+    return best, gpu.processors - best
+
+
+def plan_for(problem: Problem, device: torch.device) -> Plan | None:
+    """A plan for a call on this device, or None where other kernels have to take it."""
+    gpu = hopper.machine_of(device)
+    return plan_of(problem, gpu) if gpu is not None and hopper.supports(problem, GRAD_INPUT, device) else None
+
+
+def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
+    device, dim, batch = x.get_device(), problem.dim, problem.batch
+    far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that blocks read from L2
+    xt = x.new_empty(dim, far) if far else None
+    if xt is not None:
+        kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
+            dim // 32 * (far // 32), 256, (x, xt, int(plan.macros["RESIDENT"]) * ROWS, batch, dim, far)
+        )
+    partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
+    dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
+    box = (64, min(int(plan.macros["G"]), 32))
+    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
+    grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
+    args = (weights, grads, hopper.lists(layer), partial, x, xt, dw, batch, dim, problem.labels, plan.slices,
+            plan.row_blocks)  # fmt: skip
+    kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes
+    )
+    sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
+    addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
+    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(plan.slices * (dim // 4), 256, addends)
+    return dx, dw
