@@ -67,7 +67,7 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
     label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
     shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
-    macros = rows.macros | {"RESIDENT": resident, "CHUNK": chunk, "RING": ring, "PREFETCH": PREFETCH}
+    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "PREFETCH": PREFETCH}
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
 
