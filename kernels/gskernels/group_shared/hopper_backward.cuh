@@ -49,29 +49,43 @@ struct Work {
     rounds = (steps > block ? cdiv(steps - block, blocks) : 0) * ROUNDS;
   }
   DEVICE int label(int round, int tile) const { return ((block + round / ROUNDS * blocks) * TILES + tile) * TILE; }
-  DEVICE int2 at(int stage) const {  // in dY: label, row
-    const int some = stage / TILES, round = some / slices;
-    return make_int2(label(round, stage % TILES), (some - round * slices) * ROWS);
+  DEVICE int stages() const { return rounds * slices * TILES; }
+};
+
+// Where in dY a stage begins. It is counted on: one warp asks for everything, and a division would take it longer than the rest.
+struct Place {
+  int label, row = 0, tile = 0, again = 0;
+  DEVICE explicit Place(const Work& work) : label(work.block * (TILES * TILE)) {}
+  DEVICE void advance(const Work& work) {
+    label += TILE;
+    if (++tile < TILES) return;
+    tile = 0, label -= TILES * TILE;
+    if ((row += ROWS) < work.slices * ROWS) return;
+    row = 0;
+    if (++again < ROUNDS) return;
+    again = 0, label += work.blocks * (TILES * TILE);
   }
 };
 
 // By one warp: dY, boxes of 64 x 64.
 DEVICE void load(const Layout& s, const TensorMap* map, const Work& work) {
   const bool one = elect();
-  const int all = work.rounds * work.slices * TILES;
+  const int all = work.stages();
+  Place place(work), ahead(work);
+  for (int i = 0; i < PREFETCH; i++) ahead.advance(work);
   int stage = 0, parity = 1;
 #pragma unroll 1
   for (int i = 0; i < all; i++) {
-    if (PREFETCH && i + PREFETCH < all && one) {
-      const int2 at = work.at(i + PREFETCH);
-      tma_prefetch(map, at.x, at.y);
+    if (PREFETCH) {
+      if (i + PREFETCH < all && one) tma_prefetch(map, ahead.label, ahead.row);
+      ahead.advance(work);
     }
     mbarrier_wait(s.empty(stage), parity);
     if (one) {
-      const int2 at = work.at(i);
       mbarrier_expect(s.full(stage), STAGE_BYTES);
-      tma_load(s.stage(stage), map, s.full(stage), at.x, at.y);
+      tma_load(s.stage(stage), map, s.full(stage), place.label, place.row);
     }
+    place.advance(work);
     if (++stage == RING) stage = 0, parity ^= 1;
   }
 }
