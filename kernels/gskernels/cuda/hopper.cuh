@@ -15,6 +15,13 @@ DEVICE bool elect() {
   return one;
 }
 
+// ---- the kernels before and after, of a launch with `overlap` ----
+
+// Nothing where the launch after has not asked for it: its blocks may take what is free, once all blocks of this one said so.
+DEVICE void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Until the kernel before is over and its writes are seen; nothing in other launches.
+DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // ---- barriers in shared memory: 8 bytes each ----
 
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }

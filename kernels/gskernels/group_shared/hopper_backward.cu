@@ -24,6 +24,7 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
   // Made anew in each branch: what lives across them takes registers of the loading warps.
   auto tiles = [&] { return grad_input::Work(block / slices, row_blocks / slices, labels); };
   auto steps = [&] { return grad_weight::Work(block - row_blocks, gridDim.x - row_blocks, labels, slices); };
+  dependents_may_start();  // the sum of the row blocks' parts, once all of this runs: it waits
   if (owns_rows) rows.init(thread);
   else places.init(thread);
   __syncthreads();
@@ -46,19 +47,20 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
     }
   }
 }
-#endif  // sm_90a
 
-// Before it: xt [dim][stride] = x [batch, dim] transposed from row `first` on, in the order of `ordered_row`, zero beyond the batch. A
-// block of 256 threads makes a square of 32 x 32.
+// Before it: xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block of 256 threads
+// makes a square of 32 x 32.
 extern "C" __global__ void __launch_bounds__(256)
-hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, int first, int batch, int dim, int stride) {
+hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, int batch, int dim, int stride) {
   __shared__ T square[32][34];
-  const int across = dim / 32, d0 = blockIdx.x % across * 32, b0 = blockIdx.x / across * 32;
+  const int across = dim / 32, d0 = blockIdx.x % across * 32, place0 = blockIdx.x / across * 32;
   const int column = threadIdx.x % 32, group = threadIdx.x / 32;
+  dependents_may_start();  // row blocks and what is resident do not wait for this
   for (int row = group; row < 32; row += 8) {
-    const int b = first + b0 + row;
+    const int b = grad_weight::row_at(place0 + row);
     square[row][column] = b < batch ? x[static_cast<i64>(b) * dim + d0 + column] : from_float<T>(0.f);
   }
   __syncthreads();
-  for (int row = group; row < 32; row += 8) xt[static_cast<i64>(d0 + row) * stride + b0 + column] = square[ordered_row(column)][row];
+  for (int row = group; row < 32; row += 8) xt[static_cast<i64>(d0 + row) * stride + place0 + column] = square[column][row];
 }
+#endif  // sm_90a

@@ -9,8 +9,9 @@
 // stores dW by 32 bytes of a label: no barrier between warps but for the ring.
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
-// RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), PREFETCH (tiles of dY that are
-// asked into L2 before there is room for them).
+// RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
+// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), PREFETCH
+// (tiles of dY that are asked into L2 before there is room for them).
 #pragma once
 #include "hopper.cuh"
 
@@ -25,7 +26,14 @@ constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups th
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
 constexpr int STAGE_BYTES = ROWS * TILE * 2, BUFFERS = CHUNK ? CHUNK : 1;
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
-static_assert(RING % TILES == 0 && RING <= 64);
+static_assert(RING % TILES == 0 && RING <= 64 && RING > OVERLAP * TILES);
+
+// Slices in the order of their places in the batch: near ones (in shared memory) and far ones in turns, as long as there are both in the
+// first chunk, so that few wait in registers at once; then the others. Of a place there: which kind, and number of its kind.
+constexpr int TURNS = RESIDENT < CHUNK ? RESIDENT : CHUNK;
+DEVICE constexpr bool is_near(int place) { return place < 2 * TURNS ? place % 2 == 0 : place < RESIDENT + TURNS; }
+DEVICE constexpr int number(int place) { return place < 2 * TURNS ? place / 2 : is_near(place) ? place - TURNS : place - RESIDENT; }
+DEVICE constexpr int near_place(int q) { return q < TURNS ? 2 * q : q + TURNS; }
 
 // Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, slices of X^T.
 struct Layout {
@@ -107,11 +115,14 @@ DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the 
   return o;
 }
 
-// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `ordered_row` says. Barrier 1 is theirs.
+// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at` says, ready
+// once the previous kernel is over. Barrier 1 is theirs.
 DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
                   T* __restrict__ dw, int batch, int dim) {
 #pragma unroll 1
-  for (int q = 0; q < RESIDENT; q++) load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, q * ROWS, batch, dim);
+  for (int q = 0; q < RESIDENT; q++)
+    load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, near_place(q) * ROWS, batch, dim);
+  wait_for_previous();  // which wrote xt
   barrier(1, WARPGROUPS * 128);
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
   const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
@@ -122,64 +133,91 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     const int job = min(job_of(round), JOBS - 1), label = work.label(round, tile) + job / PARTS * UNIT;
     return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
   };
-  auto row_of = [&](u32 input) { return reinterpret_cast<const unsigned char*>(xt) + static_cast<i64>(input) * pitch + t * 16; };
+  auto row_of = [&](u32 input) { return input * pitch + t * 16; };  // in xt
   // Of two inputs 64 batch rows: what the lane needs of a slice.
-  auto fetch = [&](uint4 (&to)[4], const unsigned char* first, const unsigned char* second) {
+  auto fetch = [&](uint4 (&to)[4], u32 first, u32 second, int at) {
+    const unsigned char* const all = reinterpret_cast<const unsigned char*>(xt);
 #pragma unroll
-    for (int h = 0; h < 2; h++) to[2 * h] = load_early(first + h * 64), to[2 * h + 1] = load_early(second + h * 64);
+    for (int h = 0; h < 2; h++) to[2 * h] = load_early(all + first + (at + h * 64)), to[2 * h + 1] = load_early(all + second + (at + h * 64));
   };
   int stage = tile, parity = 0;
+  u32 taken = 0;  // barrier of the stage whose products run
   float d[UNIT / 2];
-  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add) {
+  auto give_back = [&] {
+    if (lane == 0) mbarrier_arrive(taken);
+  };
+  auto drain = [&] { wgmma_wait<0>(), give_back(); };
+  // Begins the products of the next stage, whose first operand is there. running: those of the stage before are under way, and end here.
+  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add, bool running) {
+    if (running && !OVERLAP) drain(), running = false;
     mbarrier_wait(s.full(stage), parity);
     const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
     wgmma_commit();
-    wgmma_wait<0>();
-    if (lane == 0) mbarrier_arrive(s.empty(stage));
+    if (running) wgmma_wait<1>(), give_back();
+    taken = s.empty(stage);
     if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
   };
 
   u32 next = inputs_of(0), after = inputs_of(1);
   uint4 early[BUFFERS][4];
-  const unsigned char *first = row_of(__shfl_sync(~0u, next, r)), *second = row_of(__shfl_sync(~0u, next, r + 8));
+  u32 first, second;
+  auto point = [&](u32 inputs) { first = row_of(__shfl_sync(~0u, inputs, r)), second = row_of(__shfl_sync(~0u, inputs, r + 8)); };
+  point(next);
+  auto refill = [&](int q) { fetch(early[q], first, second, q * 128); };
+  auto take = [&](u32 (&a)[4][4], const uint4 (&from)[4]) {
 #pragma unroll
-  for (int q = 0; q < CHUNK; q++) fetch(early[q], first + q * 128, second + q * 128);
+    for (int h = 0; h < 2; h++) {
+      const uint4 low = from[2 * h], high = from[2 * h + 1];
+      a[2 * h][0] = copied(low.x, nothing), a[2 * h][1] = copied(high.x, nothing);
+      a[2 * h][2] = copied(low.y, nothing), a[2 * h][3] = copied(high.y, nothing);
+      a[2 * h + 1][0] = copied(low.z, nothing), a[2 * h + 1][1] = copied(high.z, nothing);
+      a[2 * h + 1][2] = copied(low.w, nothing), a[2 * h + 1][3] = copied(high.w, nothing);
+    }
+  };
+#pragma unroll
+  for (int q = 0; q < CHUNK; q++) refill(q);
 #pragma unroll 1
   for (int round = 0; round < work.rounds; round++) {
     const int job = job_of(round);
     const u32 now = next, offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
     next = after, after = inputs_of(round + 2);
+    // What is asked for early is of the next chunk, or of the next job.
+    auto move_on = [&](bool last) {
+      if (last) point(next);
+      else first += CHUNK * 128, second += CHUNK * 128;
+    };
+    if (CHUNK) move_on(chunks == 1);
 #pragma unroll
-    for (int q = 0; q < RESIDENT; q++) {
+    for (int i = 0; i < RESIDENT + CHUNK; i++) {
       u32 a[4][4];
+      if (is_near(i)) {
 #pragma unroll
-      for (int k = 0; k < 4; k++)
-        load_matrices(a[k], s.inputs() + q * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
-      multiply(a, offset, q > 0);
+        for (int k = 0; k < 4; k++)
+          load_matrices(a[k], s.inputs() + number(i) * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
+      } else {
+        take(a, early[number(i)]);
+      }
+      multiply(a, offset, i > 0, i > 0);
+      if (i > 0 && !is_near(i - 1)) refill(number(i - 1));
     }
+    drain();
+    if (CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
     if (CHUNK) {
-      const unsigned char *const first_after = row_of(__shfl_sync(~0u, next, r)), *const second_after = row_of(__shfl_sync(~0u, next, r + 8));
 #pragma unroll 1
-      for (int chunk = 0; chunk < chunks; chunk++) {
-        const bool last = chunk + 1 == chunks;
-        first = last ? first_after : first + CHUNK * 128, second = last ? second_after : second + CHUNK * 128;
+      for (int chunk = 1; chunk < chunks; chunk++) {
+        move_on(chunk + 1 == chunks);
 #pragma unroll
         for (int q = 0; q < CHUNK; q++) {
           u32 a[4][4];
-#pragma unroll
-          for (int h = 0; h < 2; h++) {
-            const uint4 low = early[q][2 * h], high = early[q][2 * h + 1];
-            a[2 * h][0] = copied(low.x, nothing), a[2 * h][1] = copied(high.x, nothing);
-            a[2 * h][2] = copied(low.y, nothing), a[2 * h][3] = copied(high.y, nothing);
-            a[2 * h + 1][0] = copied(low.z, nothing), a[2 * h + 1][1] = copied(high.z, nothing);
-            a[2 * h + 1][2] = copied(low.w, nothing), a[2 * h + 1][3] = copied(high.w, nothing);
-          }
-          fetch(early[q], first + q * 128, second + q * 128);
-          multiply(a, offset, RESIDENT > 0 || chunk + q > 0);
+          take(a, early[q]);
+          multiply(a, offset, true, q > 0);
+          if (q > 0) refill(q - 1);
         }
+        drain();
+        refill(CHUNK - 1);
       }
     }
     // 8 labels at a time, from the order of the sums to rows of dW.
@@ -195,8 +233,12 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
   }
 }
 
+// The batch row at place `place` of a row of xt: the far slices after each other. Of 32 rows, places 8t to 8t + 7 are what lanes t of a warp
+// need of two products of 16.
+DEVICE int row_at(int place) {
+  const int q = place / 64, slice = q < RESIDENT && q < CHUNK ? 2 * q + 1 : q + RESIDENT;
+  return slice * 64 + place % 64 / 32 * 32 + place % 8 / 4 * 16 + place % 4 / 2 * 8 + place % 32 / 8 * 2 + place % 2;
+}
+
 }  // namespace grad_weight
 #endif  // sm_90a
-
-// Of 32 batch rows, the one at place `place` of a row of xt: places 8t to 8t + 7 are what lanes t of a warp need of two products of 16.
-DEVICE int ordered_row(int place) { return place % 8 / 4 * 16 + place % 4 / 2 * 8 + place / 8 * 2 + place % 2; }

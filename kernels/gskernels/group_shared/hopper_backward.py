@@ -26,7 +26,7 @@ ROWS = 64  # batch rows of a slice
 TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
 MOST_RESIDENT = 4  # slices of X^T there
-PREFETCH = 8  # tiles of dY
+PREFETCH = 0  # tiles of dY
 # Cycles that a block takes for 64 inputs and 64 rows of what it multiplies at once, and for each label of these: to add
 # to dX, and to dW, with X from L2 or from shared memory.
 ADD_COSTS, FAR_COSTS, NEAR_COSTS = (300, 4.5), (125, 2.0), (60, 2.0)
@@ -67,7 +67,8 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
     label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
     shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
-    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "PREFETCH": PREFETCH}
+    overlap = int(ring >= 4 * tiles and chunk < 3)  # else stages, or registers, are too few
+    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "PREFETCH": PREFETCH}
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
 
@@ -112,22 +113,26 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
     device, dim, batch = x.get_device(), problem.dim, problem.batch
     far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that blocks read from L2
+    lists = hopper.lists(layer)
     xt = x.new_empty(dim, far) if far else None
-    if xt is not None:
-        kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
-            dim // 32 * (far // 32), 256, (x, xt, int(plan.macros["RESIDENT"]) * ROWS, batch, dim, far)
-        )
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     box = (64, min(int(plan.macros["G"]), 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
-    args = (weights, grads, hopper.lists(layer), partial, x, xt, dw, batch, dim, problem.labels, plan.slices,
+    # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
+    if xt is not None:
+        kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
+            dim // 32 * (far // 32), 256, (x, xt, batch, dim, far)
+        )
+    args = (weights, grads, lists, partial, x, xt, dw, batch, dim, problem.labels, plan.slices,
             plan.row_blocks)  # fmt: skip
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
-        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=xt is not None
     )
     sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
-    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(plan.slices * (dim // 4), 256, addends)
+    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(
+        plan.slices * (dim // 4), 256, addends, early=True
+    )
     return dx, dw
