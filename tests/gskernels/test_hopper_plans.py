@@ -142,7 +142,8 @@ def test_a_plan_for_both_gradients_fits_and_spills_nothing(problem: Problem) -> 
         far = plan.slices - macros["RESIDENT"]
         assert far == 0 if macros["CHUNK"] == 0 else far > 0 and far % macros["CHUNK"] == 0
         ring = macros["RING"] * hopper_backward.TILE_BYTES
-        assert macros["RING"] >= hopper_backward.LEAST_RING
+        tiles = {1: 4, 2: 2}.get(hopper.TILE // min(macros["G"], hopper.TILE) * (problem.fan_in // 64), 1)
+        assert macros["RING"] >= max(hopper_backward.LEAST_RING, 2 * tiles)
         assert hopper.BARRIERS + ring + macros["RESIDENT"] * problem.dim * 128 <= plan.shared_bytes
         needs = jit.compile(hopper_backward.SOURCE, "sm_90a", plan.macros).kernels["hopper_backward"]
         assert needs.spills == needs.stack == 0
@@ -166,7 +167,7 @@ def test_slices_of_x_are_resident_or_come_in_equal_chunks(
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
-        ({}, True), ({"batch": 33}, True), ({"batch": 1024}, True), ({"group_size": 16}, True), ({"group_size": 256}, True),
+        ({}, True), ({"batch": 33}, True), ({"batch": 512}, True), ({"batch": 1024}, False), ({"group_size": 16}, True), ({"group_size": 256}, True),
         ({"dim": 832}, True), ({"fan_in": 192}, True), ({"labels": 655_368}, True), ({"labels": 8}, True),
         ({"labels": 655_364}, False), ({"group_size": 96}, False), ({"group_size": 8}, False), ({"dim": 896}, False),
         ({"dim": 100}, False), ({"fan_in": 100}, False), ({"batch": 32}, False), ({"batch": 100_000}, False),

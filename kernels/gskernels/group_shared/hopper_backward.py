@@ -26,10 +26,12 @@ ROWS = 64  # batch rows of a slice
 TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
 MOST_RESIDENT = 4  # slices of X^T there
-PREFETCH = 0  # tiles of dY
-# Cycles that a block takes for 64 inputs and 64 rows of what it multiplies at once, and for each label of these: to add
-# to dX, and to dW, with X from L2 or from shared memory.
-ADD_COSTS, FAR_COSTS, NEAR_COSTS = (300, 4.5), (125, 2.0), (60, 2.0)
+MOST_FAR = 6  # slices that come from L2: of larger batches one kernel after the other is faster
+PREFETCH = 0  # tiles of dY that are asked into L2 early: 8 brought nothing where shares are right
+# Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group of so many labels.
+# Of one that owns labels, for each label of 64 inputs, and for 64 rows of these: near ones for each label, far ones for all.
+ADD_COSTS = {16: 334, 32: 387, 64: 660, 128: 1304}
+STORE_COST, NEAR_COST, FAR_COST = 5.7, 4.3, (218, 0.6)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     jobs = TILE // unit * (problem.fan_in // 64)
     tiles = {1: 4, 2: 2}.get(jobs, 1)  # that a block is at
     room = gpu.shared_bytes - RESERVED - BARRIERS
-    split = resident_slices(rows.slices, unit, min(most_resident, (room - LEAST_RING * TILE_BYTES) // (problem.dim * 128)))
-    if split is None:
+    least = max(LEAST_RING, 2 * tiles)  # one for each warpgroup's products, one for the next
+    split = resident_slices(rows.slices, unit, min(most_resident, (room - least * TILE_BYTES) // (problem.dim * 128)))
+    if split is None or rows.slices - split[0] > MOST_FAR:
         return None
     resident, chunk = split
     ring = min(MOST_RING, (room - resident * problem.dim * 128) // TILE_BYTES) // tiles * tiles
@@ -90,17 +93,14 @@ def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None
 def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: int) -> tuple[int, int] | None:
     """(blocks that own rows, blocks that own labels), such that both kinds end together."""
     unit, far = min(group, TILE), slices - resident
-    adding = slices * (ADD_COSTS[0] + ADD_COSTS[1] * group) / group
-    weighing = (resident * (NEAR_COSTS[0] + NEAR_COSTS[1] * unit) + far * (FAR_COSTS[0] + FAR_COSTS[1] * unit)) / unit
+    adding = slices * ADD_COSTS[group] / group
+    weighing = STORE_COST + resident * NEAR_COST + far * (FAR_COST[0] / unit + FAR_COST[1])
     times = {
         parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
         for parts in range(1, (gpu.processors - 1) // slices + 1)
     }
     best = min(times, key=times.__getitem__, default=0)
-    # Of a large batch each slice takes a block at least, which can be more than its share: then other kernels are faster.
-    if best == 0 or times[best] > 1.5 * (adding + weighing) / gpu.processors:
-        return None
-    return best, gpu.processors - best
+    return (best, gpu.processors - best) if best else None
 
 
 def plan_for(problem: Problem, device: torch.device) -> Plan | None:
