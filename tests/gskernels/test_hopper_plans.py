@@ -167,7 +167,8 @@ def test_slices_of_x_are_resident_or_come_in_equal_chunks(
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
-        ({}, True), ({"batch": 33}, True), ({"batch": 512}, True), ({"batch": 1024}, False), ({"group_size": 16}, True), ({"group_size": 256}, True),
+        ({}, True), ({"batch": 33}, True), ({"batch": 512}, True), ({"batch": 1024}, False),
+        ({"group_size": 16}, True), ({"group_size": 256}, True),
         ({"dim": 832}, True), ({"fan_in": 192}, True), ({"labels": 655_368}, True), ({"labels": 8}, True),
         ({"labels": 655_364}, False), ({"group_size": 96}, False), ({"group_size": 8}, False), ({"dim": 896}, False),
         ({"dim": 100}, False), ({"fan_in": 100}, False), ({"batch": 32}, False), ({"batch": 100_000}, False),

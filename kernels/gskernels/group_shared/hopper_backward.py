@@ -27,8 +27,8 @@ TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
 MOST_RESIDENT = 4  # slices of X^T there
 MOST_FAR = 6  # slices that come from L2: of larger batches one kernel after the other is faster
-PREFETCH = 0  # tiles of dY that are asked into L2 early: 8 brought nothing where shares are right
-# Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group of so many labels.
+PREFETCH = 0  # tiles of dY that label blocks ask into L2 early; 8 were slower where shares are right
+# Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group.
 # Of one that owns labels, for each label of 64 inputs, and for 64 rows of these: near ones for each label, far ones for all.
 ADD_COSTS = {16: 334, 32: 387, 64: 660, 128: 1304}
 STORE_COST, NEAR_COST, FAR_COST = 5.7, 4.3, (218, 0.6)
@@ -70,7 +70,8 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
     label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
     shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
-    overlap = int(ring >= 4 * tiles and chunk < 3)  # else stages, or registers, are too few
+    # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
+    overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
     macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "PREFETCH": PREFETCH}
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
