@@ -133,7 +133,5 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     )
     sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
-    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(
-        plan.slices * (dim // 4), 256, addends, early=True
-    )
+    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(plan.slices * (dim // 4), 256, addends, early=True)
     return dx, dw
