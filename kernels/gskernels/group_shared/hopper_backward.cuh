@@ -11,7 +11,7 @@
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
 // RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
 // slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), PREFETCH
-// (tiles of dY that are asked into L2 before there is room for them).
+// (tiles of dY that are asked into L2 before there is room for them), PACE (MB of dY that blocks may be ahead of the others; 0: any).
 #pragma once
 #include "hopper.cuh"
 
@@ -75,8 +75,34 @@ struct Place {
   }
 };
 
+// How far blocks of a kind may be ahead of the others, so that what one kind reads of dY is in L2 for the other. Only a hint: who has
+// looked too often goes on, so blocks need not run at the same time. Counters begin at 0; a block adds the labels that it has asked for.
+struct Pace {
+  u32 *mine, *others;
+  u32 factor, window;    // what the others add for a label; PACE MB of dY, in what they add
+  mutable u32 seen = 0;  // of `others`, as of the check before
+  mutable int patience;  // looks in a row, 1 ms or so
+  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int slices, bool both) : mine(mine_), others(others_), factor(factor_) {
+    patience = both ? 1 << 11 : 0;
+    window = (PACE << 20) / (slices * ROWS * 2) * factor;
+  }
+  // By all lanes of a warp, before labels from `label` on are asked for.
+  DEVICE void wait(int label) const {
+    int looks = patience;
+    while (label * factor > seen + window && looks > 0) seen = look(), looks--;
+    if (looks == 0) patience = 0;
+    seen = look();  // arrives while other things are done
+  }
+  DEVICE u32 look() const {
+    u32 v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(others) : "memory");
+    return v;
+  }
+  DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
+};
+
 // By one warp: dY, boxes of 64 x 64.
-DEVICE void load(const Layout& s, const TensorMap* map, const Work& work) {
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
   const bool one = elect();
   const int all = work.stages();
   Place place(work), ahead(work);
@@ -87,6 +113,10 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work) {
     if (PREFETCH) {
       if (i + PREFETCH < all && one) tma_prefetch(map, ahead.label, ahead.row);
       ahead.advance(work);
+    }
+    if (PACE && place.row == 0 && place.tile == 0 && place.again == 0) {
+      pace.wait(place.label);
+      if (one) pace.tell(TILE * TILES);
     }
     mbarrier_wait(s.empty(stage), parity);
     if (one) {

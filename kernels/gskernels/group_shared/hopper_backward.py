@@ -28,6 +28,7 @@ LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
 MOST_RESIDENT = 4  # slices of X^T there
 MOST_FAR = 6  # slices that come from L2: of larger batches one kernel after the other is faster
 PREFETCH = 0  # tiles of dY that label blocks ask into L2 early; 8 were slower where shares are right
+PACE = 0  # MB of dY that blocks of one kind may be ahead of the others; 0: any
 # Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group.
 # Of one that owns labels, for each label of 64 inputs, and for 64 rows of these: near ones for each label, far ones for all.
 ADD_COSTS = {16: 334, 32: 387, 64: 660, 128: 1304}
@@ -72,7 +73,8 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
     # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
     overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
-    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "PREFETCH": PREFETCH}
+    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap}
+    macros |= {"PREFETCH": PREFETCH, "PACE": PACE}
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
 
@@ -116,20 +118,22 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that blocks read from L2
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, far) if far else None
+    progress = x.new_empty(2, dtype=torch.int32) if plan.macros["PACE"] else None
+    prepares = xt is not None or progress is not None
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     box = (64, min(int(plan.macros["G"]), 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
-    if xt is not None:
+    if prepares:
         kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
-            dim // 32 * (far // 32), 256, (x, xt, batch, dim, far)
+            max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
         )
-    args = (weights, grads, lists, partial, x, xt, dw, batch, dim, problem.labels, plan.slices,
-            plan.row_blocks)  # fmt: skip
+    args = (weights, grads, lists, partial, x, xt, dw, progress, batch, dim, problem.labels,
+            plan.slices, plan.row_blocks)  # fmt: skip
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
-        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=xt is not None
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=prepares
     )
     sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
