@@ -79,13 +79,15 @@ def route(pass_: str, shape: Shape, dtype: str, gpu: Gpu, deterministic: bool = 
     """ "hopper" where group_shared/cuda would run a kernel for that generation, else "portable"."""
     if gpu.capability != (9, 0) or not gpu.cuda:
         return "portable"
-    from gskernels.group_shared import hopper
+    from gskernels.group_shared import hopper, hopper_backward
     from gskernels.group_shared.portable import Machine
     from gskernels.group_shared.problem import Problem
 
     problem = Problem(shape.batch, shape.dim, shape.labels, shape.fan_in, shape.group_size, NAMED[dtype])
     machine = Machine(gpu.processors, gpu.shared_bytes)
-    wanted = GRAD_INPUT if deterministic and pass_ == BACKWARD else pass_  # then one gradient after the other, always
+    if pass_ == BACKWARD and hopper_backward.plan_of(problem, machine) is not None:
+        return "hopper"
+    wanted = GRAD_INPUT if deterministic and pass_ == BACKWARD else pass_  # then one gradient after the other
     return "portable" if hopper.plan_of(problem, wanted, machine) is None else "hopper"
 
 

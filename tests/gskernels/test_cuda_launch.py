@@ -45,6 +45,15 @@ extern "C" __global__ void copied(const __grid_constant__ TensorMap map, float* 
   mbarrier_wait(barrier, 0);
   out[threadIdx.x] = box[threadIdx.x];
 }
+extern "C" __global__ void slow(float* out) {
+  start_next();
+  __nanosleep(100'000);
+  out[threadIdx.x] += 1;
+}
+extern "C" __global__ void twice(const float* x, float* out) {
+  wait_for_earlier();
+  out[threadIdx.x] = x[threadIdx.x] * 2;
+}
 #endif
 """
 
@@ -160,3 +169,27 @@ def test_clusters_and_tensor_maps(source: str) -> None:
         launching.tensor_map(matrix, (20, 16), (20 * 4,), (512, 4))
     with pytest.raises(ValueError, match="no tensor map of torch.int8"):
         launching.tensor_map(matrix, (20, 16), (20 * 4,), (8, 4), dtype=torch.int8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs sm_90 or newer"
+)
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_early_launch_sees_what_the_kernel_before_wrote(source: str, captured: bool) -> None:
+    x, out = torch.zeros(32, device="cuda"), torch.zeros(4, 32, device="cuda")
+
+    def work() -> None:
+        for row in out:
+            loaded(source, "slow").launch(1, 32, (x,))
+            loaded(source, "twice").launch(1, 32, (x, row), early=True)
+
+    work()
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        graph.replay()
+    first = 4 if captured else 0
+    assert out[:, 0].tolist() == [2.0 * (first + i) for i in range(1, 5)]
+    assert torch.equal(out, out[:, :1].expand_as(out))

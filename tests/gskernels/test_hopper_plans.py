@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (Linux)")
 
 from gskernels.cuda import jit
-from gskernels.group_shared import hopper
+from gskernels.group_shared import hopper, hopper_backward
 from gskernels.group_shared.problem import Problem
 from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape, find
 
@@ -122,3 +122,59 @@ def test_tiles_leave_in_pairs_where_the_map_sees_whole_ones(labels: int, wide: i
     plan = hopper.forward_plan(replace(DEFAULT, labels=labels), H200)
     assert plan is not None
     assert plan.macros["WIDE"] == wide
+
+
+# ---- both gradients from one launch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_a_plan_for_both_gradients_fits_and_spills_nothing(problem: Problem) -> None:
+    for most in (hopper_backward.MOST_RESIDENT, 0):
+        plan = hopper_backward.plan_of(problem, H200, most)
+        if plan is None:
+            return
+        macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
+        assert plan.shared_bytes <= H200.shared_bytes - hopper.RESERVED
+        assert plan.row_blocks >= plan.slices == -(-problem.batch // 64)
+        assert plan.row_blocks % plan.slices == 0
+        assert plan.label_blocks >= 1
+        assert plan.row_blocks + plan.label_blocks <= H200.processors
+        far = plan.slices - macros["RESIDENT"]
+        assert far == 0 if macros["CHUNK"] == 0 else far > 0 and far % macros["CHUNK"] == 0
+        ring = macros["RING"] * hopper_backward.TILE_BYTES
+        tiles = {1: 4, 2: 2}.get(hopper.TILE // min(macros["G"], hopper.TILE) * (problem.fan_in // 64), 1)
+        assert macros["RING"] >= max(hopper_backward.LEAST_RING, 2 * tiles)
+        assert hopper.BARRIERS + ring + macros["RESIDENT"] * problem.dim * 128 <= plan.shared_bytes
+        needs = jit.compile(hopper_backward.SOURCE, "sm_90a", plan.macros).kernels["hopper_backward"]
+        assert needs.spills == needs.stack == 0
+        assert needs.registers * hopper.GRAD_INPUT_THREADS <= 65_536
+
+
+@pytest.mark.parametrize(
+    ("slices", "unit", "most", "split"),
+    [
+        (4, 32, 2, (2, 2)), (4, 32, 1, (1, 3)), (4, 64, 1, (0, 2)), (4, 16, 0, (0, 2)), (4, 32, 4, (4, 0)),
+        (1, 32, 2, (1, 0)), (3, 32, 2, (2, 1)), (16, 64, 2, (2, 2)), (13, 32, 2, (1, 2)), (7, 64, 0, (0, 1)),
+        (4, 32, -1, None),
+    ],
+)  # fmt: skip
+def test_slices_of_x_are_resident_or_come_in_equal_chunks(
+    slices: int, unit: int, most: int, split: tuple[int, int] | None
+) -> None:
+    assert hopper_backward.resident_slices(slices, unit, most) == split
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True), ({"batch": 33}, True), ({"batch": 512}, True), ({"batch": 1024}, False),
+        ({"group_size": 16}, True), ({"group_size": 256}, True),
+        ({"dim": 832}, True), ({"fan_in": 192}, True), ({"labels": 655_368}, True), ({"labels": 8}, True),
+        ({"labels": 655_364}, False), ({"group_size": 96}, False), ({"group_size": 8}, False), ({"dim": 896}, False),
+        ({"dim": 100}, False), ({"fan_in": 100}, False), ({"batch": 32}, False), ({"batch": 100_000}, False),
+        ({"dtype": torch.float32}, False),
+    ],
+)  # fmt: skip
+def test_which_problems_have_both_gradients_from_one_launch(change: dict[str, object], taken: bool) -> None:
+    problem = replace(DEFAULT, **change)  # type: ignore[arg-type]
+    assert (hopper_backward.plan_of(problem, H200) is not None) == taken

@@ -69,7 +69,7 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 at) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
-// ---- a kernel that starts before the one before it on its stream has ended (`after` of a launch; sm_90) ----
+// ---- a kernel that starts before the one before it on its stream has ended (`early` of a launch; sm_90) ----
 
 // By the earlier kernel: from now on the blocks of the next may take room that blocks of this one leave.
 DEVICE void start_next() {

@@ -77,7 +77,7 @@ class Kernel:
 
     def launch(
         self, grid: Dim, block: Dim, args: Sequence[Argument], shared_bytes: int = 0, cluster: int = 1,
-        cooperative: bool = False, after: bool = False,
+        cooperative: bool = False, early: bool = False,
     ) -> None:  # fmt: skip
         """Start it on the current stream of its device, which must be the current device (`tune.device_of`).
 
@@ -87,8 +87,8 @@ class Kernel:
             shared_bytes: dynamic shared memory of a block.
             cluster: blocks of a cluster, along x; the grid is a multiple of it.
             cooperative: all blocks run at the same time, or it does not start; not with clusters.
-            after: it may start while the kernel before it on the stream still runs, once that allows it, and waits for what
-                it needs itself (`start_next`, `wait_for_earlier` of common.cuh; sm_90 and newer).
+            early: it may start while the kernel before it on the stream runs, once that says so (`start_next` of common.cuh),
+                and itself waits for what it reads of it (`wait_for_earlier`); sm_90 and newer, not with `cooperative`.
 
         Raises:
             LaunchError: the driver's error.
@@ -104,10 +104,10 @@ class Kernel:
             *[v.address if type(v) is TensorMap else first + 8 * i for i, v in enumerate(args)]
         )
         packed = ctypes.addressof(places)
-        status = self._start(grid, block, shared_bytes, cluster, cooperative, after, stream, packed)
+        status = self._start(grid, block, shared_bytes, cluster, cooperative, early, stream, packed)
         if status in _NO_CONTEXT:  # a thread that has not used the GPU yet
             _make_current(self.device_index)
-            status = self._start(grid, block, shared_bytes, cluster, cooperative, after, stream, packed)
+            status = self._start(grid, block, shared_bytes, cluster, cooperative, early, stream, packed)
         if status != _SUCCESS:
             shape = f"grid {grid}, block {block}, cluster {cluster}, {shared_bytes} bytes of shared memory"
             raise LaunchError(f"{self.name} does not start: {_text(status)} ({shape})")
@@ -135,14 +135,14 @@ class Kernel:
         self._shared_limit = shared_bytes
 
     def _start(
-        self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, cooperative: bool, after: bool, stream: int, args: int
+        self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, cooperative: bool, early: bool, stream: int, args: int
     ) -> Any:
         if cooperative:
             sizes = (*_three(grid), *_three(block), shared_bytes)
             return driver.cuLaunchCooperativeKernel(self._function, *sizes, stream, args)[0]
-        if cluster == 1 and not after:
+        if cluster == 1 and not early:
             return driver.cuLaunchKernel(self._function, *_three(grid), *_three(block), shared_bytes, stream, args, 0)[0]
-        config = _config(grid, block, shared_bytes, cluster, after, stream)
+        config = _configuration(grid, block, shared_bytes, cluster, early, stream)
         return driver.cuLaunchKernelEx(config, self._function, args, 0)[0]
 
 
@@ -250,22 +250,21 @@ def _three(n: Dim) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=512)
-def _config(grid: Dim, block: Dim, shared_bytes: int, cluster: int, after: bool, stream: int) -> Any:
-    config, attributes = driver.CUlaunchConfig(), []
+def _configuration(grid: Dim, block: Dim, shared_bytes: int, cluster: int, early: bool, stream: int) -> Any:
+    config, kinds = driver.CUlaunchConfig(), driver.CUlaunchAttributeID
     config.gridDimX, config.gridDimY, config.gridDimZ = _three(grid)
     config.blockDimX, config.blockDimY, config.blockDimZ = _three(block)
     config.sharedMemBytes, config.hStream = shared_bytes, driver.CUstream(stream)
+    attributes = []
     if cluster > 1:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        size = attribute.value.clusterDim
+        attributes.append(driver.CUlaunchAttribute())
+        attributes[-1].id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attributes[-1].value.clusterDim
         size.x, size.y, size.z = cluster, 1, 1
-        attributes.append(attribute)
-    if after:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        attributes.append(attribute)
+    if early:
+        attributes.append(driver.CUlaunchAttribute())
+        attributes[-1].id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attributes[-1].value.programmaticStreamSerializationAllowed = 1
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config
 

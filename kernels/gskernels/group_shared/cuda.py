@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.group_shared import hopper, hopper_step, hopper_topk, portable
+from gskernels.group_shared import hopper, hopper_backward, hopper_step, hopper_topk, portable
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.positives import Positives
@@ -91,6 +91,9 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
     problem, layer = _prepared(x.shape[0], layer)
     grad_out, x = _ready(grad_out), _ready(x)
     with tune.device_of(x):
+        plan = hopper_backward.plan_for(problem, x.device)
+        if plan is not None:
+            return hopper_backward.backward(grad_out, x, layer, problem, plan)
         if deterministic or hopper.supports(problem, BACKWARD, x.device):
             return grad_input(grad_out, layer, deterministic=deterministic), grad_weight(grad_out, x, layer)
         dx, dw = portable.gradients(grad_out, x, layer, problem, with_input=True)

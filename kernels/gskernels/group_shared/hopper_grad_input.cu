@@ -37,6 +37,7 @@ hopper_grad_input_sum(const float* __restrict__ partial, T* __restrict__ dx, int
   const int blocks = dim / 4, slice = blockIdx.x / blocks, d0 = blockIdx.x % blocks * 4;
   const int quarter = threadIdx.x / 64, piece = threadIdx.x % 64;
   float4 sum = {0, 0, 0, 0};
+  wait_for_earlier();
   auto add = [&](float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
 #pragma unroll 9
   for (int p = quarter; p < parts; p += 4)

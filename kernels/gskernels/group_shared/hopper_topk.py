@@ -124,7 +124,7 @@ def choose(
     args = (largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
             problem.dim, problem.labels, plan.stride, plan.run, plan.windows, k)  # fmt: skip
     launcher = kernel(CHOOSE, "topk_choose", plan.choose_macros, x.get_device())
-    launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes, after=True)
+    launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes, early=True)
     return values, labels
 
 

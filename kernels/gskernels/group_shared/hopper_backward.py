@@ -1,0 +1,141 @@
+"""The launcher of hopper_backward.cu: both gradients from one launch, whose blocks own either batch rows or labels.
+
+A plan is a pure function of the problem and of what the GPU offers, as in `hopper`; None where the kernel does not take
+the problem. Sums are taken in an order fixed by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.group_shared import hopper
+from gskernels.group_shared.hopper import BARRIERS, GRAD_INPUT_THREADS, RESERVED, TILE
+from gskernels.group_shared.portable import Machine
+from gskernels.group_shared.problem import Problem
+from gskernels.layer import Layer
+from gskernels.table import GRAD_INPUT
+from gskernels.tune import cdiv
+
+SOURCE, SUM_SOURCE = "group_shared/hopper_backward.cu", "group_shared/hopper_grad_input.cu"
+ROWS = 64  # batch rows of a slice
+TILE_BYTES = ROWS * TILE * 2
+LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
+MOST_RESIDENT = 4  # slices of X^T there
+MOST_FAR = 6  # slices that come from L2: of larger batches one kernel after the other is faster
+PREFETCH = 0  # tiles of dY that label blocks ask into L2 early; 8 were slower where shares are right
+PACE = 0  # MB of dY that blocks of one kind may be ahead of the others; 0: any
+# Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group.
+# Of one that owns labels, for each label of 64 inputs, and for 64 rows of these: near ones for each label, far ones for all.
+ADD_COSTS = {16: 334, 32: 387, 64: 660, 128: 1304}
+STORE_COST, NEAR_COST, FAR_COST = 5.7, 4.3, (218, 0.6)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """macros: of the kernel. shared_bytes: of a block. slices: of 64 batch rows.
+
+    row_blocks: that own a slice, a multiple of `slices`. label_blocks: that own labels.
+    """
+
+    macros: Mapping[str, int | str]
+    shared_bytes: int
+    slices: int
+    row_blocks: int
+    label_blocks: int
+
+
+def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) -> Plan | None:
+    """most_resident: slices of X^T that a block may hold."""
+    rows = hopper.grad_input_plan(problem, gpu)
+    if rows is None:
+        return None
+    unit = min(int(rows.macros["G"]), TILE)
+    jobs = TILE // unit * (problem.fan_in // 64)
+    tiles = {1: 4, 2: 2}.get(jobs, 1)  # that a block is at
+    room = gpu.shared_bytes - RESERVED - BARRIERS
+    least = max(LEAST_RING, 2 * tiles)  # one for each warpgroup's products, one for the next
+    split = resident_slices(rows.slices, unit, min(most_resident, (room - least * TILE_BYTES) // (problem.dim * 128)))
+    if split is None or rows.slices - split[0] > MOST_FAR:
+        return None
+    resident, chunk = split
+    ring = min(MOST_RING, (room - resident * problem.dim * 128) // TILE_BYTES) // tiles * tiles
+    shares = _shares(problem, gpu, int(rows.macros["G"]), rows.slices, resident)
+    if shares is None:
+        return None
+    row_blocks, label_blocks = shares
+    row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
+    label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
+    shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
+    # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
+    overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
+    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap}
+    macros |= {"PREFETCH": PREFETCH, "PACE": PACE}
+    return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
+
+
+def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None:
+    """(slices in shared memory, slices that are asked for together of the others): as many of the former as can be.
+
+    Registers hold two slices on their way, beside sums of less than 64 labels three.
+    """
+    for resident in range(min(most, slices), -1, -1):
+        left = slices - resident
+        if left == 0:
+            return resident, 0
+        for chunk in (2, 3, 1):
+            if left % chunk == 0 and (chunk > 1 or left == 1) and (chunk < 3 or unit < TILE):
+                return resident, chunk
+    return (0, 1) if most >= 0 else None
+
+
+def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: int) -> tuple[int, int] | None:
+    """(blocks that own rows, blocks that own labels), such that both kinds end together."""
+    unit, far = min(group, TILE), slices - resident
+    adding = slices * ADD_COSTS[group] / group
+    weighing = STORE_COST + resident * NEAR_COST + far * (FAR_COST[0] / unit + FAR_COST[1])
+    times = {
+        parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
+        for parts in range(1, (gpu.processors - 1) // slices + 1)
+    }
+    best = min(times, key=times.__getitem__, default=0)
+    return (best, gpu.processors - best) if best else None
+
+
+def plan_for(problem: Problem, device: torch.device) -> Plan | None:
+    """A plan for a call on this device, or None where other kernels have to take it."""
+    gpu = hopper.machine_of(device)
+    return plan_of(problem, gpu) if gpu is not None and hopper.supports(problem, GRAD_INPUT, device) else None
+
+
+def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
+    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
+    device, dim, batch = x.get_device(), problem.dim, problem.batch
+    far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that blocks read from L2
+    lists = hopper.lists(layer)
+    xt = x.new_empty(dim, far) if far else None
+    progress = x.new_empty(2, dtype=torch.int32) if plan.macros["PACE"] else None
+    prepares = xt is not None or progress is not None
+    partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
+    dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
+    box = (64, min(int(plan.macros["G"]), 32))
+    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
+    grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
+    # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
+    if prepares:
+        kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
+            max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
+        )
+    args = (weights, grads, lists, partial, x, xt, dw, progress, batch, dim, problem.labels,
+            plan.slices, plan.row_blocks)  # fmt: skip
+    kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=prepares
+    )
+    sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
+    addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
+    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(plan.slices * (dim // 4), 256, addends, early=True)
+    return dx, dw
