@@ -87,7 +87,7 @@ class Kernel:
             shared_bytes: dynamic shared memory of a block.
             cluster: blocks of a cluster, along x; the grid is a multiple of it.
             cooperative: all blocks run at the same time, or it does not start; not with clusters.
-            early: it may start while the kernel before it on the stream runs, once that says so (`start_next` of common.cuh),
+            early: it may start while the kernel before it on the stream runs, once that says so (common.cuh: `start_next`),
                 and itself waits for what it reads of it (`wait_for_earlier`); sm_90 and newer, not with `cooperative`.
 
         Raises:

@@ -2,8 +2,7 @@
 //
 // A block holds X^T of one slice of 64 batch rows in shared memory and stays on its multiprocessor. Each of its
 // warpgroups computes a run of neighbouring tiles of 64 rows x 64 labels on its own; of each it keeps a number a row, and
-// stores those of a window of eight at once. Four lanes have 16 columns each of the same two rows. The operands of a tile
-// are gathered before the tile before it is reduced, and that exchange between lanes is done while the products run.
+// stores those of a window of eight at once. Four lanes have 16 columns each of the same two rows.
 //
 // Macros: ELEMENT, K (multiple of 64), G (16, 32 or 64 labels that share a list), LIST (labels of a real group, a multiple
 // of G), WARPGROUPS, STAGES, BIAS (0, 1), HINTS (0, 1: store what is known of a tile's parts, as topk.cuh says).
@@ -66,7 +65,6 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
   __syncthreads();
 
   if (loads) {
-    if (WARPGROUPS == 4) fewer_registers<32>();
     for (int tile = first + STAGES, stage = 0, phase = 0; tile < end; tile++) {
       mbarrier_wait(empty + 8 * stage, phase);
       if (one) load(tile, stage);
@@ -74,23 +72,16 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
     }
     return;
   }
-  if (WARPGROUPS == 4) more_registers<112>();
   if (first >= end) return;
   const int piece = 2 * warp + ((lane >> 3) & 1);
   const bool odd = lane & 1;            // which of its two rows' numbers this lane keeps,
   const int upper = lane & 2 ? 4 : 0;   // and of which half of a window
   const int row = slice * 64 + warp * 16 + lane / 4 + odd * 8;
-  float kept[4] = {}, largest[2][2] = {};  // of the tile before: of each half's labels of this lane, of either row
+  float kept[4] = {};
   [[maybe_unused]] u32 below[2] = {};  // of either row, as hints are stored
   u32 a[TOGETHER][K / 64][4][4];
-  auto gather_first = [&](int from, int stage) {
-    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES) + from * K;
-#pragma unroll
-    for (int p = 0; p < TOGETHER; p++)
-#pragma unroll
-      for (int c = 0; c < K / 64; c++) gather(a[p][c], xt, list + p * K + c * 64, piece, lane);
-  };
-  auto keep = [&](int tile) {
+  // largest: of each half's labels of this lane, of either row.
+  auto keep = [&](int tile, const float (&largest)[2][2]) {
     const int slot = (tile - first) % WINDOW;
     const float of_rows[2] = {larger(largest[0][0], largest[1][0]), larger(largest[0][1], largest[1][1])};
     float best = larger(odd ? of_rows[1] : of_rows[0], __shfl_xor_sync(~0u, odd ? of_rows[0] : of_rows[1], 1));
@@ -126,13 +117,16 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
     __syncwarp();
   };
 
-  mbarrier_wait(full, 0);
-  gather_first(0, 0);
   for (int tile = first, stage = 0, phase = 0; tile < end; tile++) {
     float sums[PRODUCTS][G / 2];
+    mbarrier_wait(full + 8 * stage, phase);
+    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES);
 #pragma unroll
     for (int from = 0; from < PRODUCTS; from += TOGETHER) {
-      if (from > 0) gather_first(from, stage);
+#pragma unroll
+      for (int p = 0; p < TOGETHER; p++)
+#pragma unroll
+        for (int c = 0; c < K / 64; c++) gather(a[p][c], xt, list + (from + p) * K + c * 64, piece, lane);
       wgmma_fence();
 #pragma unroll
       for (int p = 0; p < TOGETHER; p++)
@@ -142,16 +136,11 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
           Wgmma<T, G, 0>::rs(sums[from + p], a[p][k / 4][k % 4], wgmma_matrix(at, 16, 1024, 1), k > 0);
         }
       wgmma_commit();
-      if (from + TOGETHER == PRODUCTS && tile > first) keep(tile - 1);
       wgmma_wait<0>();
     }
     __syncwarp();
     if (lane == 0) mbarrier_arrive(empty + 8 * stage);
     if (++stage == STAGES) stage = 0, phase ^= 1;
-    if (tile + 1 < end) {
-      mbarrier_wait(full + 8 * stage, phase);
-      gather_first(0, stage);
-    }
 
     // 16 sums for each 32 labels: of two neighbours two rows, and again 8 labels on.
     auto sum = [&](int i) -> float& { return sums[i / 8 * 16 / G][i % (G / 2)]; };
@@ -169,6 +158,7 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
 #pragma unroll
       for (int i = 0; i < 32; i++)  // labels that do not exist
         if (label_of_lane + i / 4 * 8 + i % 2 >= labels) sum(i) = __int_as_float(0xFF800000);
+    float largest[2][2];
 #pragma unroll
     for (int h = 0; h < 2; h++)
 #pragma unroll
@@ -178,6 +168,6 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
         for (int j = 0; j < 4; j++) most[j] = larger(sum(h * 16 + j * 4 + r * 2), sum(h * 16 + j * 4 + r * 2 + 1));
         largest[h][r] = larger(larger(most[0], most[1]), larger(most[2], most[3]));
       }
+    keep(tile, largest);
   }
-  keep(end - 1);
 }
