@@ -129,25 +129,24 @@ def test_tiles_leave_in_pairs_where_the_map_sees_whole_ones(labels: int, wide: i
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_a_plan_for_both_gradients_fits_and_spills_nothing(problem: Problem) -> None:
-    for most in (hopper_backward.MOST_RESIDENT, 0):
-        plan = hopper_backward.plan_of(problem, H200, most)
-        if plan is None:
-            return
-        macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
-        assert plan.shared_bytes <= H200.shared_bytes - hopper.RESERVED
-        assert plan.row_blocks >= plan.slices == -(-problem.batch // 64)
-        assert plan.row_blocks % plan.slices == 0
-        assert plan.label_blocks >= 1
-        assert plan.row_blocks + plan.label_blocks <= H200.processors
-        far = plan.slices - macros["RESIDENT"]
-        assert far == 0 if macros["CHUNK"] == 0 else far > 0 and far % macros["CHUNK"] == 0
-        ring = macros["RING"] * hopper_backward.TILE_BYTES
-        tiles = {1: 4, 2: 2}.get(hopper.TILE // min(macros["G"], hopper.TILE) * (problem.fan_in // 64), 1)
-        assert macros["RING"] >= max(hopper_backward.LEAST_RING, 2 * tiles)
-        assert hopper.BARRIERS + ring + macros["RESIDENT"] * problem.dim * 128 <= plan.shared_bytes
-        needs = jit.compile(hopper_backward.SOURCE, "sm_90a", plan.macros).kernels["hopper_backward"]
-        assert needs.spills == needs.stack == 0
-        assert needs.registers * hopper.GRAD_INPUT_THREADS <= 65_536
+    plan = hopper_backward.plan_of(problem, H200)
+    if plan is None:
+        return
+    macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
+    assert plan.shared_bytes <= H200.shared_bytes - hopper.RESERVED
+    assert plan.row_blocks >= plan.slices == -(-problem.batch // 64)
+    assert plan.row_blocks % plan.slices == 0
+    assert plan.label_blocks >= 1
+    assert plan.row_blocks + plan.label_blocks <= H200.processors
+    far = plan.slices - macros["RESIDENT"]
+    assert far == 0 if macros["CHUNK"] == 0 else far > 0 and far % macros["CHUNK"] == 0
+    ring = macros["RING"] * hopper_backward.TILE_BYTES
+    tiles = {1: 4, 2: 2}.get(hopper.TILE // min(macros["G"], hopper.TILE) * (problem.fan_in // 64), 1)
+    assert macros["RING"] >= hopper_backward.LEAST_RING * tiles
+    assert hopper.BARRIERS + ring + macros["RESIDENT"] * problem.dim * 128 <= plan.shared_bytes
+    needs = jit.compile(hopper_backward.SOURCE, "sm_90a", plan.macros).kernels["hopper_backward"]
+    assert needs.spills == needs.stack == 0
+    assert needs.registers * hopper.GRAD_INPUT_THREADS <= 65_536
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,7 @@ def test_slices_of_x_are_resident_or_come_in_equal_chunks(
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
-        ({}, True), ({"batch": 33}, True), ({"batch": 512}, True), ({"batch": 1024}, False),
+        ({}, True), ({"batch": 33}, True), ({"batch": 320}, True), ({"batch": 512}, False),
         ({"group_size": 16}, True), ({"group_size": 256}, True),
         ({"dim": 832}, True), ({"fan_in": 192}, True), ({"labels": 655_368}, True), ({"labels": 8}, True),
         ({"labels": 655_364}, False), ({"group_size": 96}, False), ({"group_size": 8}, False), ({"dim": 896}, False),

@@ -2,8 +2,8 @@
 //
 // The two sums want different things on chip: dX^T 64 batch rows of all inputs, dW the whole batch of few labels. So blocks are of two
 // kinds, one a multiprocessor: the first `row_blocks` own batch rows (hopper_grad_input.cuh), the others own labels
-// (hopper_backward.cuh). Both walk the labels in the same order, so that what one kind reads of dY the other finds in L2. Neither
-// waits for the other; that they advance alike is a matter of how many there are of each. Sums are in a fixed order.
+// (hopper_backward.cuh). Both walk the labels in the same order, so that what one kind reads of dY the other finds in L2. That they
+// advance alike is a matter of how many there are of each; who is ahead looks again before it goes on. Sums are in a fixed order.
 //
 // Macros: those of the two headers.
 #include "hopper_backward.cuh"
@@ -16,7 +16,7 @@ struct Paced {
   grad_weight::Pace pace;
   static constexpr int OFTEN = 4;  // tiles
   DEVICE void ready(int tile) const {
-    if (PACE == 0 || tile % OFTEN) return;
+    if (tile % OFTEN) return;
     pace.wait(whole.work.label(tile));
     if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, whole.work.tiles - tile));
   }
@@ -62,17 +62,17 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
   }
 }
 
-// Before it: xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
+// Before it: progress [2] = 0; xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
 // of 256 threads makes a square of 32 x 32.
 extern "C" __global__ void __launch_bounds__(256)
 hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int batch, int dim, int stride) {
   __shared__ T square[32][34];
   const int across = dim / 32, d0 = blockIdx.x % across * 32, place0 = blockIdx.x / across * 32;
   const int column = threadIdx.x % 32, group = threadIdx.x / 32;
-  if (PACE && blockIdx.x == 0 && threadIdx.x < 2) progress[threadIdx.x] = 0, __threadfence();
-  if (PACE) __syncthreads();
+  if (blockIdx.x == 0 && threadIdx.x < 2) progress[threadIdx.x] = 0, __threadfence();
+  __syncthreads();
   start_next();  // row blocks and what is resident do not wait for this
-  if (PACE && stride == 0) return;
+  if (stride == 0) return;
   for (int row = group; row < 32; row += 8) {
     const int b = grad_weight::row_at(place0 + row);
     square[row][column] = b < batch ? x[static_cast<i64>(b) * dim + d0 + column] : from_float<T>(0.f);

@@ -10,8 +10,7 @@
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
 // RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
-// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), PREFETCH
-// (tiles of dY that are asked into L2 before there is room for them), PACE (MB of dY that blocks may be ahead of the others; 0: any).
+// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
 #pragma once
 #include "hopper.cuh"
 
@@ -25,6 +24,7 @@ constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
 constexpr int STAGE_BYTES = ROWS * TILE * 2, BUFFERS = CHUNK ? CHUNK : 1;
+constexpr int PACE = 4;                                         // MB of dY that blocks of a kind may be ahead of the others
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
 static_assert(RING % TILES == 0 && RING <= 64 && RING > OVERLAP * TILES);
 
@@ -105,16 +105,11 @@ struct Pace {
 DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
   const bool one = elect();
   const int all = work.stages();
-  Place place(work), ahead(work);
-  for (int i = 0; i < PREFETCH; i++) ahead.advance(work);
+  Place place(work);
   int stage = 0, parity = 1;
 #pragma unroll 1
   for (int i = 0; i < all; i++) {
-    if (PREFETCH) {
-      if (i + PREFETCH < all && one) tma_prefetch(map, ahead.label, ahead.row);
-      ahead.advance(work);
-    }
-    if (PACE && place.row == 0 && place.tile == 0 && place.again == 0) {
+    if (place.row == 0 && place.tile == 0 && place.again == 0) {
       pace.wait(place.label);
       if (one) pace.tell(TILE * TILES);
     }

@@ -24,15 +24,13 @@ from gskernels.tune import cdiv
 SOURCE, SUM_SOURCE = "group_shared/hopper_backward.cu", "group_shared/hopper_grad_input.cu"
 ROWS = 64  # batch rows of a slice
 TILE_BYTES = ROWS * TILE * 2
-LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels
+LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels: for each tile that it is at, and in all
 MOST_RESIDENT = 4  # slices of X^T there
-MOST_FAR = 6  # slices that come from L2: of larger batches one kernel after the other is faster
-PREFETCH = 0  # tiles of dY that label blocks ask into L2 early; 8 were slower where shares are right
-PACE = 0  # MB of dY that blocks of one kind may be ahead of the others; 0: any
-# Cycles of a block, fitted to each kind alone. Of one that owns rows, for 64 inputs and 64 rows of a group.
-# Of one that owns labels, for each label of 64 inputs, and for 64 rows of these: near ones for each label, far ones for all.
-ADD_COSTS = {16: 334, 32: 387, 64: 660, 128: 1304}
-STORE_COST, NEAR_COST, FAR_COST = 5.7, 4.3, (218, 0.6)
+MOST_FAR = 4  # slices that come from L2: of larger batches one kernel after the other is faster
+# Cycles of a block, fitted to the fastest of several shares (H200). Of one that owns rows, for 64 inputs of a group: once, and
+# for 64 rows. Of one that owns labels, for 64 inputs: each label, and for 64 rows of all labels multiplied at once: near, far.
+ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 335, 64: 677, 128: 1338}
+STORE_COST, NEAR_COST, FAR_COST = 9.2, 112, 216
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ class Plan:
     label_blocks: int
 
 
-def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) -> Plan | None:
-    """most_resident: slices of X^T that a block may hold."""
+def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     rows = hopper.grad_input_plan(problem, gpu)
     if rows is None:
         return None
@@ -58,8 +55,8 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     jobs = TILE // unit * (problem.fan_in // 64)
     tiles = {1: 4, 2: 2}.get(jobs, 1)  # that a block is at
     room = gpu.shared_bytes - RESERVED - BARRIERS
-    least = max(LEAST_RING, 2 * tiles)  # one for each warpgroup's products, one for the next
-    split = resident_slices(rows.slices, unit, min(most_resident, (room - least * TILE_BYTES) // (problem.dim * 128)))
+    held = (room - LEAST_RING * tiles * TILE_BYTES) // (problem.dim * 128)  # slices of X^T that there is room for
+    split = resident_slices(rows.slices, unit, min(MOST_RESIDENT, held))
     if split is None or rows.slices - split[0] > MOST_FAR:
         return None
     resident, chunk = split
@@ -74,7 +71,6 @@ def plan_of(problem: Problem, gpu: Machine, most_resident: int = MOST_RESIDENT) 
     # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
     overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
     macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap}
-    macros |= {"PREFETCH": PREFETCH, "PACE": PACE}
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
 
@@ -96,8 +92,8 @@ def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None
 def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: int) -> tuple[int, int] | None:
     """(blocks that own rows, blocks that own labels), such that both kinds end together."""
     unit, far = min(group, TILE), slices - resident
-    adding = slices * ADD_COSTS[group] / group
-    weighing = STORE_COST + resident * NEAR_COST + far * (FAR_COST[0] / unit + FAR_COST[1])
+    adding = (ADD_ONCE + slices * ADD_COSTS[group]) / group
+    weighing = STORE_COST + (resident * NEAR_COST + far * FAR_COST) / unit
     times = {
         parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
         for parts in range(1, (gpu.processors - 1) // slices + 1)
@@ -115,25 +111,23 @@ def plan_for(problem: Problem, device: torch.device) -> Plan | None:
 def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
     device, dim, batch = x.get_device(), problem.dim, problem.batch
-    far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that blocks read from L2
+    far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that label blocks read from L2
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, far) if far else None
-    progress = x.new_empty(2, dtype=torch.int32) if plan.macros["PACE"] else None
-    prepares = xt is not None or progress is not None
+    progress = x.new_empty(2, dtype=torch.int32)
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     box = (64, min(int(plan.macros["G"]), 32))
     weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
     grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
-    if prepares:
-        kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
-            max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
-        )
+    kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
+        max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
+    )
     args = (weights, grads, lists, partial, x, xt, dw, progress, batch, dim, problem.labels,
             plan.slices, plan.row_blocks)  # fmt: skip
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
-        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=prepares
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
     )
     sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
