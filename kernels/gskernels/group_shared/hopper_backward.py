@@ -27,8 +27,8 @@ TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels: for each tile that it is at, and in all
 MOST_RESIDENT = 4  # slices of X^T there
 MOST_FAR = 4  # slices that come from L2: of larger batches one kernel after the other is faster
-# What takes a block how long, in one unit, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group: once,
-# and for 64 rows. Labels, for 64 inputs: each label; 64 rows of the labels multiplied at once, near or far.
+# What takes a block how long, in one unit, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
+# once, and for 64 rows. Labels, for 64 inputs: each label; 64 rows of the labels multiplied at once, near or far.
 ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 335, 64: 677, 128: 1338}
 STORE_COST, NEAR_COST, FAR_COST = 9.2, 112, 216
 
