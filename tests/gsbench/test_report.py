@@ -102,6 +102,13 @@ class TestAnswer:
         records = [s.timed(n, ms, mode=mode) for mode in ("hot", "cold") for n, ms in ((GROUP, 1.0), (FAN, 2.0))]
         assert [a.setting.mode for a in answers(compare(records))] == ["cold", "hot"]
 
+    def test_rules_of_rewiring_answer_where_no_layer_does(self) -> None:
+        rules = [s.timed(name, ms, pass_="grow", mode="host") for name, ms in (("grow/random", 1.0), ("grow/gradient", 2.0))]
+        (answer,) = answers(compare(rules))
+        assert answer.sentences == ("Of 1 comparison (1 pass, 1 point), the fastest is grow/random in 1.",)
+        (answer,) = answers(compare([*rules, s.timed(GROUP, 1.0), s.timed(FAN, 2.0)]))
+        assert "grow" not in " ".join(answer.sentences)
+
     def test_every_losing_case_is_in_the_table_worst_first(self) -> None:
         table = losses([group(sweep())])
         point, over_fan, over_bottleneck = (
