@@ -94,7 +94,7 @@ class _Kernel:
         self.resources = self.binary.kernels[name]
         self.config = {macro: value for macro, value in defines.items() if isinstance(value, int)}
 
-    def launch(self, grid: Any, block: Any, args: Sequence[Any], shared_bytes: int = 0, cluster: int = 1) -> None:
+    def launch(self, grid: Any, block: Any, args: Sequence[Any], shared_bytes: int = 0, **_how: Any) -> None:
         threads = block if isinstance(block, int) else math.prod(block)
         needs = self.resources
         self._noted.add(

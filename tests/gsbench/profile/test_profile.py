@@ -200,8 +200,8 @@ def test_a_cpu_case_for_real(tmp_path):
     ("name", "pass_", "kernels"),
     [
         ("group_shared/cuda", "forward", ["hopper_forward"]),
-        ("group_shared/cuda", "backward",
-         ["hopper_grad_input", "hopper_grad_input_sum", "portable_transpose", "portable_gradients"]),
+        ("group_shared/cuda", "backward", ["hopper_backward_prepare", "hopper_backward", "hopper_grad_input_sum"]),
+        ("group_shared/cuda", "step", ["hopper_step_prepare", "hopper_step", "hopper_step_finish"]),
         ("group_shared/triton", "forward", ["transpose_kernel", "forward_kernel"]),
     ],
 )  # fmt: skip
