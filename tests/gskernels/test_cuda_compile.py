@@ -54,7 +54,7 @@ SOURCES: tuple[Source, ...] = (
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
             "RING_W": (2,)}, HOPPER),
     *(Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
-             {"ELEMENT": ("fp16", "bf16"), "K": (64, 128), "G": (16, 32, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
+             {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
               "RESIDENT": (resident,), "CHUNK": (chunk,), "RING": (8,), "OVERLAP": (overlap,)}, HOPPER)
       for resident, chunk, overlap in ((1, 0, 1), (2, 2, 0), (0, 1, 1))),
     # test_hopper_step.py compiles what its plans ask for.
