@@ -135,7 +135,7 @@ def test_tensors_on_the_cpu_are_refused() -> None:
 
 @pytest.fixture
 def portable_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gskernels.group_shared.hopper.supports", lambda *_: False)
+    monkeypatch.setattr("gskernels.group_shared.hopper.machine_of", lambda *_: None)
 
 
 def activations(shape: Shape, dtype: str) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 from gskernels.tune import cdiv, choose, shape_class
 
 ELEMENTS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+GRAD_INPUT_SOURCE = "group_shared/hopper_grad_input.cu"
 TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
@@ -180,7 +181,12 @@ def lists(layer: Layer) -> Tensor:
     return layer.sparse.indices.to(torch.int16)
 
 
-def _label_map(y: Tensor, rows: int) -> TensorMap:
+def weight_map(layer: Layer, problem: Problem, labels: int) -> TensorMap:
+    """[L, K] in boxes of so many labels and 64 inputs."""
+    return tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, labels), 128)
+
+
+def label_map(y: Tensor, rows: int) -> TensorMap:
     """[B, L] in boxes of `rows` rows and 64 labels."""
     batch, labels = y.shape
     return tensor_map(y, (labels, batch), (labels * 2,), (TILE, rows), 128)
@@ -205,8 +211,8 @@ def forward(x: Tensor, layer: Layer, problem: Problem) -> Tensor:
 
 def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
-    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
-    logits = _label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
+    weights = weight_map(layer, problem, TILE)
+    logits = label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
     args = (weights, logits, x, lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())
@@ -218,18 +224,27 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """grad_out [B, L] -> dx [B, D], in an order fixed by the shape and the GPU model."""
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
-    device, group = grad_out.get_device(), int(plan.macros["G"])
-    box = (64, min(group, 32))
-    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
+    weights = weight_map(layer, problem, min(int(plan.macros["G"]), 32))
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, _label_map(grad_out, 64), lists(layer), partial, problem.dim, problem.labels,
+    args = (weights, label_map(grad_out, 64), lists(layer), partial, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
-    source = "group_shared/hopper_grad_input.cu"
-    kernel(source, "hopper_grad_input", plan.macros, device).launch(plan.blocks, plan.threads, args, plan.shared_bytes)
+    launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input", plan.macros, grad_out.get_device())
+    launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     dx = grad_out.new_empty(problem.batch, problem.dim)
-    addends = (partial, dx, problem.batch, problem.dim, plan.slices, plan.blocks // plan.slices)
-    kernel(source, "hopper_grad_input_sum", plan.macros, device).launch(plan.slices * (problem.dim // 4), 256, addends)
+    add_parts(partial, dx, plan.macros, plan.slices)
     return dx
+
+
+def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slices: int, early: bool = False) -> None:
+    """dx [B, D] = the sums of what the blocks of a slice hold, partial [blocks, D, 64], in a fixed order.
+
+    macros: those of grad_input, and any others. early: as in `Kernel.launch`.
+    """
+    batch, dim = dx.shape
+    mine = {name: macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
+    launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input_sum", mine, dx.get_device())
+    addends = (partial, dx, batch, dim, slices, len(partial) // slices)
+    launcher.launch(slices * (dim // 4), 256, addends, early=early)
 
 
 def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> Tensor:

@@ -6,22 +6,22 @@ the problem. Sums are taken in an order fixed by both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.cuda.launch import kernel
 from gskernels.group_shared import hopper
 from gskernels.group_shared.hopper import BARRIERS, GRAD_INPUT_THREADS, RESERVED, TILE
 from gskernels.group_shared.portable import Machine
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
-from gskernels.table import GRAD_INPUT
 from gskernels.tune import cdiv
 
-SOURCE, SUM_SOURCE = "group_shared/hopper_backward.cu", "group_shared/hopper_grad_input.cu"
+SOURCE = "group_shared/hopper_backward.cu"
 ROWS = 64  # batch rows of a slice
 TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels: for each tile that it is at, and in all
@@ -47,6 +47,7 @@ class Plan:
     label_blocks: int
 
 
+@functools.lru_cache(maxsize=1024)
 def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     rows = hopper.grad_input_plan(problem, gpu)
     if rows is None:
@@ -105,7 +106,7 @@ def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: i
 def plan_for(problem: Problem, device: torch.device) -> Plan | None:
     """A plan for a call on this device, or None where other kernels have to take it."""
     gpu = hopper.machine_of(device)
-    return plan_of(problem, gpu) if gpu is not None and hopper.supports(problem, GRAD_INPUT, device) else None
+    return None if gpu is None else plan_of(problem, gpu)
 
 
 def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -117,9 +118,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     progress = x.new_empty(2, dtype=torch.int32)
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
-    box = (64, min(int(plan.macros["G"]), 32))
-    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), box, 128)
-    grads = tensor_map(grad_out, (problem.labels, batch), (problem.labels * 2,), (TILE, ROWS), 128)
+    weights, grads = hopper.weight_map(layer, problem, min(int(plan.macros["G"]), 32)), hopper.label_map(grad_out, ROWS)
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
     kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
         max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
@@ -129,7 +128,5 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
         plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
     )
-    sums = {name: plan.macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
-    addends = (partial, dx, batch, dim, plan.slices, plan.row_blocks // plan.slices)
-    kernel(SUM_SOURCE, "hopper_grad_input_sum", sums, device).launch(plan.slices * (dim // 4), 256, addends, early=True)
+    hopper.add_parts(partial, dx, plan.macros, plan.slices, early=True)
     return dx, dw

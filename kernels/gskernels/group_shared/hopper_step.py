@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.cuda.launch import kernel
 from gskernels.group_shared import hopper
 from gskernels.group_shared.hopper import ELEMENTS, LEAST_BATCH
 from gskernels.group_shared.portable import Machine
@@ -166,7 +166,7 @@ def step(
         squares + cdiv(problem.batch, 8), 256,
         (x, xt, pointers.to(positives.dtype), positives, heads, links, problem.batch, problem.dim, stride),
     )  # fmt: skip
-    maps = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, plan.unit), 128)
+    maps = hopper.weight_map(layer, problem, plan.unit)
     args = (
         maps, xt, hopper.lists(layer), heads, links, layer.bias, targets.label_weight, ring, ready, done,
         sums, losses, layer.weight, dw, how.momentum_buffer, how.compensation, db, problem.batch, problem.dim,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gskernels.cuda.launch import kernel, tensor_map
+from gskernels.cuda.launch import kernel
 from gskernels.group_shared import hopper
 from gskernels.group_shared.hopper import LEAST_BATCH, RESERVED, TILE
 from gskernels.group_shared.portable import Machine
@@ -107,7 +107,7 @@ def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tenso
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
     pairs = cdiv(problem.batch, 16) * 8  # of rows
     hints = x.new_empty(pairs, plan.windows, 4, dtype=torch.int32) if plan.hints else None
-    weights = tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, TILE), 128)
+    weights = hopper.weight_map(layer, problem, TILE)
     args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
             problem.labels, plan.stride, plan.slices, plan.run, plan.windows)  # fmt: skip
     launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
