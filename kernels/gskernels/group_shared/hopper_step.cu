@@ -8,7 +8,7 @@
 //
 // Macros: ELEMENT (bf16, fp16), INDEX (of the positives' lists: int, i64), K (multiple of 64), G (16, 32 labels of a unit), LIST
 // (labels of a real group, a multiple of G), SLICES (1, 2, 4, of 64 batch rows, of an item), STAGES, BIAS (0, 1),
-// UPDATE (0: dW is stored instead), and those of step_math.cuh.
+// UPDATE (0: dW is stored instead), WIDE (0, 1: blocks that own batch rows hold twice the products), and those of step_math.cuh.
 #include "hopper_step_inputs.cuh"
 #include "hopper_step_outputs.cuh"
 #include "hopper_step_send.cuh"
@@ -25,18 +25,27 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   const Step step = {xt, lists, heads, links, bias, factor, ring, ready, done, sums, losses, weight, dw, buffer, lost, db,
                      batch, dim, labels, row_blocks, input_stages, slots};
   if (threadIdx.x == 0) barriers[63] = 0;  // a count, of either kind of block
+  start_next();  // what adds up waits for the end
   if (static_cast<int>(blockIdx.x) < input_blocks) {
     const int slices = row_blocks * SLICES;
-    const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * input_stages, count = bars + 8 * 63;
+    const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * PASSAGES, count = bars + 8 * 63;
     const Inputs inputs = {step, base, stages, stages + input_stages * TAKEN_BYTES, full, empty, count,
                            static_cast<int>(blockIdx.x) % slices, static_cast<int>(blockIdx.x) / slices, input_blocks / slices, units};
-    if (static_cast<int>(threadIdx.x) < input_stages) mbarrier_init(full + 8 * threadIdx.x, 1), mbarrier_init(empty + 8 * threadIdx.x, 8);
+    if (threadIdx.x < PASSAGES) mbarrier_init(full + 8 * threadIdx.x, 1), mbarrier_init(empty + 8 * threadIdx.x, 4);
     mbarrier_fence();
     for (int i = threadIdx.x; i < dim * 16; i += THREADS) reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
     __syncthreads();
-    if (warp < CONSUMERS) inputs.compute(warp, lane);
-    else if (warp == CONSUMERS) inputs.watch(lane);
-    else if (warp <= CONSUMERS + LOADERS && lane == 0) inputs.load(warp - CONSUMERS - 1);
+    if (warp < CONSUMERS) {
+      if (WIDE) more_registers<104>();
+      inputs.compute(warp, lane);
+    } else if (warp < CONSUMERS + 4) {
+      if (WIDE) fewer_registers<40>();
+      if (warp == CONSUMERS) inputs.watch(lane);
+      else if (warp <= CONSUMERS + LOADERS && lane == 0) inputs.load(warp - CONSUMERS - 1);
+    } else if (WIDE) {
+      fewer_registers<24>();
+    }
+    fence_async();  // the copy engine adds the sums to those of others
     __syncwarp();
     __syncthreads();
     inputs.reduce();
@@ -60,9 +69,19 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   }
 }
 
+// At first: zeroes. A block of 256 threads takes 1024 words.
+extern "C" __global__ void __launch_bounds__(256) hopper_step_clear(u32* __restrict__ words, int count) {
+  start_next();
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int at = blockIdx.x * 1024 + i * 256 + threadIdx.x;
+    if (at < count) words[at] = 0;
+  }
+}
+
 // Before it: xt [dim][stride] = x transposed, zero beyond the batch; the positives as a list for each unit, of links
-// {next, row, label within the unit} counted from 1, in any order. heads [units] is zero. Blocks of 256 threads: first those
-// that transpose squares of 32 x 32, then those that link the positives of 8 rows each.
+// {next, row, label within the unit} counted from 1, in any order. Blocks of 256 threads: first those that transpose squares of
+// 32 x 32, then those that link the positives of 8 rows each. Only these wait for hopper_step_clear, which has zeroed heads [units].
 extern "C" __global__ void __launch_bounds__(256)
 hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __restrict__ pointers, const INDEX* __restrict__ positives,
                     u32* __restrict__ heads, int4* __restrict__ links, int batch, int dim, int stride) {
@@ -70,6 +89,7 @@ hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __
   if (static_cast<int>(blockIdx.x) < squares) {
     transpose_square(blockIdx.x, x, xt, batch, dim, stride);
   } else {
+    wait_for_earlier();
     const int row = (blockIdx.x - squares) * 8 + first;
     if (row >= batch) return;
     for (i64 i = pointers[row] + column; i < pointers[row + 1]; i += 32) {
@@ -80,13 +100,14 @@ hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __
   }
 }
 
-// After it: dx [batch, dim] from the sums, and the loss. A block takes 16 inputs of 64 rows; one more adds the losses.
+// After it: dx [batch, dim] from the sums, and the loss. A block takes 16 inputs of 64 rows; one more adds the losses. `early`.
 extern "C" __global__ void __launch_bounds__(256)
 hopper_step_finish(const float* __restrict__ sums, T* __restrict__ dx, const double* __restrict__ losses, float* __restrict__ loss, int batch,
                    int dim, int slices, int count) {
   __shared__ float tile[16][65];
   __shared__ double parts[8];
   const int blocks = dim / 16, slice = blockIdx.x / blocks;
+  wait_for_earlier();
   if (slice == slices) {
     double total = 0;
     for (int i = threadIdx.x; i < count; i += 256) total += losses[i];

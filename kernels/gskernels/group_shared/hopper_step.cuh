@@ -30,7 +30,7 @@ struct Step {
   unsigned char* ring;
   u32 *ready, *done;          // [slots] 1 + the item that is there; how often a slice of 64 rows was taken from there
   float* sums;                // [slices][dim][64] dX^T, zero at first
-  double* losses;             // [output blocks][4 * 128]
+  double* losses;             // [output blocks][CONSUMERS]
   T *weight, *dw, *buffer, *lost;  // [labels][K]
   float* db;                  // [labels]
   int batch, dim, labels, row_blocks, input_stages, slots;

@@ -1,4 +1,4 @@
-"""The step of group_shared/cuda on Hopper: one cooperative launch, between a kernel that prepares and one that finishes.
+"""The step of group_shared/cuda on Hopper: one cooperative launch, between kernels that prepare and one that finishes.
 
 Blocks that own labels make logits, loss, dY, dW and the update; blocks that own batch rows take dY from a ring in global
 memory and make dX. `hopper_step.cu` says how. A plan is a pure function of the problem and of what the GPU offers.
@@ -19,17 +19,19 @@ from gskernels.group_shared.portable import Machine
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.optim import Update
-from gskernels.pointwise_triton import KINDS, ROUNDINGS, words
+from gskernels.pointwise_triton import KINDS, ROUNDINGS
+from gskernels.pointwise_triton import words as words_of_seed
 from gskernels.steps import Targets, Updates
 from gskernels.tune import cdiv
 
 SOURCE = "group_shared/hopper_step.cu"
-THREADS = 896
+THREADS, CONSUMERS = 896, 16  # of a block; its warps that make logits
 RESERVED = 1024  # bytes of shared memory for barriers
 MOST_STAGES = 8
 # What a unit costs a block that owns labels, in units of what a slice of it costs one that owns rows: once, and a slice.
 # Fitted to the fastest of several shares (H200), by unit and fan-in.
 LABEL_COSTS = {(32, 64): (0.75, 1.17), (16, 64): (1.25, 0.89), (32, 128): (0.45, 0.95), (16, 128): (0.45, 0.95)}
+WIDE = {64: True, 128: True}  # by fan-in: whether warpgroups of blocks that own rows have two products of 64 inputs at once
 INDICES = {torch.int32: "int", torch.int64: "i64"}
 
 
@@ -135,8 +137,9 @@ def macros_of(
     return {
         "ELEMENT": ELEMENTS[problem.dtype], "INDEX": INDICES[targets.positives.labels.dtype], "K": problem.fan_in,
         "G": plan.unit, "LIST": problem.group_size, "SLICES": plan.item_slices, "STAGES": plan.stages, "BIAS": int(bias),
-        "UPDATE": int(update is not None), "LOSS": KINDS.index(targets.loss), "MOMENTUM": int(how.momentum > 0),
-        "FACTOR": int(targets.label_weight is not None), "ROUNDING": ROUNDINGS.index(how.rounds(problem.dtype)),
+        "UPDATE": int(update is not None), "WIDE": int(WIDE[problem.fan_in]), "LOSS": KINDS.index(targets.loss),
+        "MOMENTUM": int(how.momentum > 0), "FACTOR": int(targets.label_weight is not None),
+        "ROUNDING": ROUNDINGS.index(how.rounds(problem.dtype)),
     }  # fmt: skip
 
 
@@ -152,26 +155,29 @@ def step(
     pointers, positives = targets.positives.pointers, targets.positives.labels
     units = cdiv(problem.labels, plan.unit)
     words_of = (plan.slices * problem.dim * 64, units, plan.slots, plan.slots)
-    sums, heads, ready, done = x.new_zeros(sum(words_of), dtype=torch.int32).split(words_of)
+    words = x.new_empty(sum(words_of), dtype=torch.int32)
+    sums, heads, ready, done = words.split(words_of)
     links = x.new_empty(max(1, len(positives)), 4, dtype=torch.int32)
     xt, dx, loss = x.new_empty(problem.dim, stride), torch.empty_like(x), x.new_empty((), dtype=torch.float32)
-    losses = x.new_empty(plan.output_blocks, 512, dtype=torch.float64)
+    losses = x.new_empty(plan.output_blocks, CONSUMERS, dtype=torch.float64)
     ring = x.new_empty(plan.slots, plan.slot_bytes, dtype=torch.uint8)  # small enough to stay in L2
     dw = torch.empty_like(layer.weight) if update is None else None
     db = None if layer.bias is None else x.new_empty(problem.labels, dtype=torch.float32)
 
     macros = macros_of(problem, plan, layer.bias is not None, targets, update)
     squares = cdiv(problem.dim, 32) * cdiv(stride, 32)
+    pointers = pointers.to(positives.dtype)
+    kernel(SOURCE, "hopper_step_clear", macros, device).launch(cdiv(len(words), 1024), 256, (words, len(words)))
     kernel(SOURCE, "hopper_step_prepare", macros, device).launch(
         squares + cdiv(problem.batch, 8), 256,
-        (x, xt, pointers.to(positives.dtype), positives, heads, links, problem.batch, problem.dim, stride),
+        (x, xt, pointers, positives, heads, links, problem.batch, problem.dim, stride), early=True,
     )  # fmt: skip
     maps = hopper.weight_map(layer, problem, plan.unit)
     args = (
         maps, xt, hopper.lists(layer), heads, links, layer.bias, targets.label_weight, ring, ready, done,
         sums, losses, layer.weight, dw, how.momentum_buffer, how.compensation, db, problem.batch, problem.dim,
         problem.labels, plan.row_blocks, plan.input_blocks, plan.input_stages, plan.slots, float(how.lr),
-        float(how.momentum), float(how.weight_decay), *words(how.seed),
+        float(how.momentum), float(how.weight_decay), *words_of_seed(how.seed),
     )  # fmt: skip
     kernel(SOURCE, "hopper_step", macros, device).launch(
         plan.input_blocks + plan.output_blocks, THREADS, args, plan.shared_bytes, cooperative=True
@@ -179,5 +185,6 @@ def step(
     kernel(SOURCE, "hopper_step_finish", macros, device).launch(
         plan.slices * (problem.dim // 16) + 1, 256,
         (sums, dx, losses, loss, problem.batch, problem.dim, plan.slices, losses.numel()),
+        early=True,
     )  # fmt: skip
     return loss, dx, dw, db

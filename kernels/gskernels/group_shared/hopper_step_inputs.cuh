@@ -1,12 +1,25 @@
 // The blocks of hopper_step.cu that own batch rows: dX^T of 64 rows, fp32 [dim][64] in shared memory.
 //
-// A block takes every `parts`-th unit from the ring, and adds the K x 64 products to the rows that the unit's list names. Two
-// warpgroups have 32 rows each, and two more the same rows in turns: while one adds, the other multiplies. Additions to the
-// same rows are handed over by barriers, so no sum needs an atomic. Where a sum lies is told in hopper_grad_input.cu.
+// A block takes every `parts`-th unit from the ring, and adds the K x 64 products to the rows that the unit's list names. Four
+// warpgroups take units in turns, AT_ONCE of them: they multiply as soon as operands are there, and add to one half of the 64
+// rows after the other, each when the units before have been added to it. So two warpgroups add at a time, and the others hold
+// products that wait, whose stages are free again. Sums are handed over by barriers, so none needs an atomic. Where a sum lies is
+// told in hopper_grad_input.cu.
 #pragma once
 #include "hopper_step.cuh"
 
 constexpr int LIST_BYTES = K * 2, TAKEN_BYTES = WEIGHT_BYTES + SLICE_BYTES;  // of a unit: its list; weights and dY
+constexpr int TURNS = CONSUMERS / 4;
+constexpr int WIDTH = PARTS == 1 || WIDE ? 64 : 32;  // batch rows of a product, as many as registers allow
+constexpr int AT_ONCE = PARTS == 1 && WIDE ? 2 : 1;  // units of a warpgroup
+constexpr int BLOCKS = AT_ONCE * PARTS;              // of 64 inputs
+// Barriers of what arrives, however few stages: a warpgroup skips what others take, and must not take one passage for the next.
+constexpr int PASSAGES = 16;
+
+// Adds fp32 numbers: bytes as in `bulk_load`.
+DEVICE void bulk_add(float* to, u32 from, u32 bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
 
 struct Inputs {
   const Step& step;
@@ -43,7 +56,7 @@ struct Inputs {
     int stage = loader, phase = 0;
     for (int n = loader; n < all; n += LOADERS) {
       const int unit = part + n * parts;
-      const u32 to = stages + stage * TAKEN_BYTES, bar = full + 8 * stage;
+      const u32 to = stages + stage * TAKEN_BYTES, bar = full + 8 * (n % PASSAGES);
       mbarrier_wait(empty + 8 * stage, phase ^ 1);
       if (n >= step.input_stages) {  // it has been used, so it was read: nothing is left for others to see first
         add_relaxed(step.done + leaving, 1);
@@ -60,62 +73,94 @@ struct Inputs {
     }
   }
 
+  // Barriers 1 to 3 TURNS of the block: whose turn it is, at which half; and of a warpgroup alone.
   DEVICE void compute(int warp, int lane) const {
-    const int group = warp / 4, half = group % 2, turn = group / 2, wr = warp % 4, r = lane / 4, t = lane % 4;
-    const int mine = 1 + half * 2 + turn, other = 1 + half * 2 + (turn ^ 1);  // barriers: of whose turn it is
-    const u32 own = sums + half * 128 + (r & 1) * 64 + t * 16;
+    const int turn = warp / 4, wr = warp % 4, r = lane / 4, t = lane % 4;
+    const int mine = 1 + turn * 3, other = 1 + (turn + 1) % TURNS * 3;
+    const u32 own = sums + (r & 1) * 64 + t * 16;
     const bool odd = r & 1;
+    u32 zero;  // as the compiler does not know
+    asm volatile("mov.u32 %0, %%clusterid.y;" : "=r"(zero));
     const int all = count();
-    if (turn == 1 && all > 0) barrier_arrive(other, 256);
-    Ring ring;
-    for (int n = 0; n < all; n++, ring.advance(step.input_stages)) {
-      if (n % 2 != turn) continue;
-      const u32 w = stages + ring.stage * TAKEN_BYTES, dy = w + WEIGHT_BYTES, list = lists + ring.stage * LIST_BYTES + (16 * wr + r) * 2;
-      mbarrier_wait(full + 8 * ring.stage, ring.phase);
-      const u64 weights = wgmma_matrix(w, 1024, 1024, 1), grads = wgmma_matrix(dy + half * (32 * ROW), 16, 8 * ROW, SWIZZLE);
+    if (turn == TURNS - 1 && all > 0) barrier_arrive(other, 256), barrier_arrive(other + 1, 256);
+    int stage = turn * AT_ONCE % step.input_stages;
+    for (int n = turn * AT_ONCE; n < all; n += TURNS * AT_ONCE) {
 #pragma unroll
-      for (int p = 0; p < PARTS; p++) {
-        float products[16];
-        wgmma_fence();
+      for (int first = 0; first < 64; first += WIDTH) {  // row
+        float products[BLOCKS][WIDTH / 2];
+        u32 inputs[BLOCKS];  // two of 16 bits
+        int at = stage;
 #pragma unroll
-        for (int j = 0; j < G / 16; j++)
-          Wgmma<T, 32, 0>::template ss<1>(products, weights + ((p * (G * 128) + j * 2048) >> 4), grads + ((j * 32) >> 4), j > 0);
-        wgmma_commit();
-        u32 at[2];
+        for (int u = 0; u < AT_ONCE; u++) {  // the last is multiplied whatever is there, and not added where there are no more
+          const u32 w = stages + at * TAKEN_BYTES, dy = w + WEIGHT_BYTES, list = lists + at * LIST_BYTES + (16 * wr + r) * 2;
+          if (first == 0 && (u == 0 || n + u < all)) mbarrier_wait(full + 8 * ((n + u) % PASSAGES), (n + u) / PASSAGES & 1);
+          const u64 weights = wgmma_matrix(w, 1024, 1024, 1), grads = wgmma_matrix(dy + first * ROW, 16, 8 * ROW, SWIZZLE);
+          wgmma_fence();
 #pragma unroll
-        for (int h = 0; h < 2; h++) at[h] = own + load_index(list + p * 128 + h * 16) * 256;
-        wgmma_wait<0>();
-        __syncwarp();
-        if (lane == 0 && p == PARTS - 1) mbarrier_arrive(empty + 8 * ring.stage);
-        if (p == 0) barrier(mine, 256);
-        float4 sum[2][2];
+          for (int p = 0; p < PARTS; p++)
 #pragma unroll
-        for (int c = 0; c < 2; c++)
+            for (int j = 0; j < G / 16; j++)
+              Wgmma<T, WIDTH, 0>::template ss<1>(products[u * PARTS + p], weights + ((p * (G * 128) + j * 2048) >> 4),
+                                                 grads + ((j * 32) >> 4), j > 0);
+          wgmma_commit();
 #pragma unroll
-          for (int h = 0; h < 2; h++) sum[c][h] = load_sums(at[h] ^ c * 64);
+          for (int p = 0; p < PARTS; p++)
+            inputs[u * PARTS + p] = __byte_perm(load_index(list + p * 128), load_index(list + p * 128 + 16), 0x5410);
+          wgmma_wait<0>();
+          __syncwarp();
+          if (lane == 0 && first + WIDTH == 64 && (u == 0 || n + u < all)) mbarrier_arrive(empty + 8 * at);
+          if (++at == step.input_stages) at = 0;
+        }
+        // The piece at `place ^ 64 c` is of rows c of 2 x 16 for even lanes, of rows c ^ 1 for odd ones. They are exchanged before a turn
+        // begins, as the number of its barrier seems to depend on it.
+        u32 bits = 0;
 #pragma unroll
-        for (int c = 0; c < 2; c++)
+        for (int i = 0; i < BLOCKS * WIDTH / 4; i++) {
+          float &low = products[0][i / 8 * 16 + i % 8], &high = products[0][i / 8 * 16 + i % 8 + 8];
+          const float one = odd ? high : low;
+          high = odd ? low : high, low = one;
+          bits |= __float_as_uint(low) | __float_as_uint(high);
+        }
 #pragma unroll
-          for (int h = 0; h < 2; h++) {  // the piece at `at ^ 64 c` belongs to chunk c of even lanes, c ^ 1 of odd ones
-            const float *even = products + c * 8 + h * 2, *swapped = products + (c ^ 1) * 8 + h * 2;
-            float4& v = sum[c][h];
-            v.x += odd ? swapped[0] : even[0], v.y += odd ? swapped[1] : even[1];
-            v.z += odd ? swapped[4] : even[4], v.w += odd ? swapped[5] : even[5];
-            store_sums(at[h] ^ c * 64, v);
+        for (int half = 0; half < WIDTH / 32; half++) {
+          const int whose = half + first / 32;
+#pragma unroll
+          for (int b = 0; b < BLOCKS; b++) {
+            if (b == 0) barrier(mine + whose + (bits & zero), 256);
+            if (b == PARTS && n + 1 == all) break;
+            if (b == PARTS) barrier(mine + 2, 128);  // another list: inputs of one are distinct
+            const u32 places[2] = {own + (inputs[b] & 0xffff) * 256 + whose * 128, own + (inputs[b] >> 16) * 256 + whose * 128};
+            float4 sum[2][2];
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+#pragma unroll
+              for (int h = 0; h < 2; h++) sum[c][h] = load_sums(places[h] ^ c * 64);
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+#pragma unroll
+              for (int h = 0; h < 2; h++) {
+                const float* more = products[b] + half * 16 + c * 8 + h * 2;
+                float4& to = sum[c][h];
+                to.x += more[0], to.y += more[1], to.z += more[4], to.w += more[5];
+                store_sums(places[h] ^ c * 64, to);
+              }
           }
+          if (n + AT_ONCE < all) barrier_arrive(other + whose, 256);
+        }
       }
-      if (n + 1 < all) barrier_arrive(other, 256);
+      for (stage += TURNS * AT_ONCE; stage >= step.input_stages;) stage -= step.input_stages;
     }
   }
 
-  // Add to the sums of all parts, each part from another place on: they end together. By all threads of the block.
+  // Add to the sums of all parts, each part from another place on: they end together. By all threads of the block, which have
+  // fenced what they have added.
   DEVICE void reduce() const {
+    if (threadIdx.x != 0) return;
     float* to = step.sums + static_cast<i64>(slice) * step.dim * 64;
-    const int all = step.dim * 16, first = part * (all / parts);
-    for (int i = threadIdx.x; i < all; i += THREADS) {
-      const int at = i + first < all ? i + first : i + first - all;
-      const float4 v = load_sums(sums + at * 16);
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to + at * 4), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-    }
+    const int all = step.dim * 256, first = part * (step.dim / parts) * 256;
+    bulk_add(to + first / 4, sums + first, all - first);
+    if (first > 0) bulk_add(to, sums, first);
+    bulk_commit();
+    bulk_wait<0>();
   }
 };

@@ -38,7 +38,7 @@ struct Outputs {
   DEVICE int list_of(int unit) const { return static_cast<int>(static_cast<i64>(unit) * G / LIST); }
 
   DEVICE void load(const TensorMap* weights, int warp, int lane) const {
-    const i64 stride = static_cast<i64>(step.row_blocks) * ROWS;
+    const u32 stride = step.row_blocks * ROWS * 2;  // bytes of a row of X^T, all of which has less than 2^32
     const int piece = lane % (SLICES * 8);
     const u32 column = piece / 8 * (K * 128) + piece % 8 * 16;
     u32 next[K / 32];
@@ -51,7 +51,7 @@ struct Outputs {
     for (int unit = block; unit < units; unit += blocks) {
       u32 list[K / 32];
 #pragma unroll
-      for (int h = 0; h < K / 32; h++) list[h] = next[h];
+      for (int h = 0; h < K / 32; h++) list[h] = next[h] * stride;
       fetch(unit + blocks);
       for (int rows = 0; rows < step.row_blocks; rows++) {
         const u32 at = stage(ring.stage), bar = full + 8 * ring.stage;
@@ -72,8 +72,8 @@ struct Outputs {
 #pragma unroll
             for (int o = 0; o < OCTET; o++) {
               const int number = warp * COPIES + octet * OCTET + o, k = number * (4 / SLICES) + lane / (SLICES * 8);
-              const u32 input = __shfl_sync(~0u, list[h], k);
-              copy_async(at + (h * 32 + k) * 128 + (column ^ ((SLICES == 4 ? o : k & 7) << 4)), from + static_cast<i64>(input) * (stride * 2));
+              const u32 offset = __shfl_sync(~0u, list[h], k);
+              copy_async(at + (h * 32 + k) * 128 + (column ^ ((SLICES == 4 ? o : k & 7) << 4)), from + offset);
             }
         if (warp == 1) {
           const u32 beside = extra(ring.stage);
@@ -154,7 +154,9 @@ struct Outputs {
       for (rows += TEAMS; rows >= step.row_blocks; rows -= step.row_blocks) unit += blocks;
     }
     loss.flush();
-    step.losses[block * (CONSUMERS * 32) + threadIdx.x] = loss.total;
+#pragma unroll
+    for (int m = 16; m > 0; m /= 2) loss.total += __shfl_xor_sync(~0u, loss.total, m);
+    if (lane == 0) step.losses[block * CONSUMERS + warp] = loss.total;
   }
 
   // By the other warpgroups, a unit each in turns: dW, and the update. Who waits for a stage must have waited for what was there

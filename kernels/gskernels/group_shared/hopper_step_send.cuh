@@ -2,7 +2,8 @@
 #pragma once
 #include "hopper_step.cuh"
 
-constexpr int LAG = 6;    // items that were sent and may not be written yet
+constexpr int LAG = 2;    // items that were sent and may not be written yet
+constexpr int SOON = 2;   // items at first that readers are told of as soon as they are written: they have nothing else to do
 constexpr int ASKED = 4;  // items whose slots are asked for before it is their turn
 
 DEVICE void bulk_store(void* to, u32 from, u32 bytes) {
@@ -68,7 +69,10 @@ struct Sending {
         }
         reading = s;
         if (i % 2 == 0) continue;
-        if (n >= LAG) {
+        if (n < SOON) {
+          bulk_wait<0>();
+          tell(written, n + 1);
+        } else if (n >= LAG) {
           bulk_wait<LAG>();
           tell(written, n + 1 - LAG);
         }

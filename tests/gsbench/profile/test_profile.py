@@ -201,7 +201,7 @@ def test_a_cpu_case_for_real(tmp_path):
     [
         ("group_shared/cuda", "forward", ["hopper_forward"]),
         ("group_shared/cuda", "backward", ["hopper_backward_prepare", "hopper_backward", "hopper_grad_input_sum"]),
-        ("group_shared/cuda", "step", ["hopper_step_prepare", "hopper_step", "hopper_step_finish"]),
+        ("group_shared/cuda", "step", ["hopper_step_clear", "hopper_step_prepare", "hopper_step", "hopper_step_finish"]),
         ("group_shared/triton", "forward", ["transpose_kernel", "forward_kernel"]),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_kernels_are_compiled_without_a_gpu(name, pass_, kernels):
     for kernel in found:
         assert not kernel.spills
         assert kernel.stack == 0
-        assert 16 <= kernel.registers <= 255
+        assert 8 <= kernel.registers <= 255
         assert kernel.blocks_per_sm >= 1
     if kernels == ["hopper_forward"]:
         assert (found[0].grid, found[0].threads, found[0].blocks_per_sm) == ((132,), 640, 1)
