@@ -86,7 +86,7 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
           if (!one) continue;
           // Lists that the last tile lacks would name any row: zero is one.
 #pragma unroll 1
-          for (int i = held * 32; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+          for (int word = held * 32; word < LIST_BYTES / 4; word++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[word] = 0;
           next_unit[i % AHEAD] = unit;
           mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + held * 128);
           tma_load(ring + stage * WEIGHT_BYTES, &weights, full + 8 * stage, c * 64, tile * 64);
