@@ -3,8 +3,8 @@
 A row's k best labels lie in the k tiles of 64 labels whose largest logits are the largest, where equal ones are ordered
 by tile: each of these tiles holds a label that comes before every label of another tile. So `hopper_topk.cu` makes the
 products of a forward and keeps each tile's largest logit, `topk_choose.cu` chooses k tiles a row, computes the logits of
-these again, and takes the k best. For a large k it computes fewer: with the largest logit, a bit says of each 8 labels of
-a tile whether theirs are less by a quarter of it, and what must lie below the k-th tile's largest is left out.
+these again, and takes the k best. For a large k it computes fewer: with the largest logit, a bit says of each 4 labels of
+a tile whether theirs are less than a bound, and what must lie below the k-th tile's largest is left out.
 
 What is exact is the order of the second kernel's fp32 sums. Both kernels add the same products of 16 inputs at a time on
 tensor cores, the first by wgmma, the second by mma.sync; if a GPU rounded these sums differently, logits that differ by
@@ -33,11 +33,16 @@ from gskernels.tune import cdiv
 SOURCE, CHOOSE = "group_shared/hopper_topk.cu", "group_shared/topk_choose.cu"
 CHOOSE_THREADS = 512
 CHOOSE_STATIC = 3072  # bytes of shared memory of fixed size
+CHOOSE_LIST = 1024 * 8  # bytes of its list
+AHEAD = 2  # products of four parts whose operands a warp asks for at once
 HINTS_FROM = 17  # the k from which computing fewer logits again is worth more than knowing which
 WINDOW = 8  # tiles whose numbers a warpgroup stores at once
 # Warpgroups and stages: the first that fits. Accumulators and operands of more than MOST_WARPGROUPS would spill.
 CHOICES = ((4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 3), (2, 2), (4, 1), (3, 1), (2, 1))
 MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
+
+
+CHOOSE_MACROS: dict[str, int | str] = {"AHEAD": AHEAD, "ROUNDS": 0, "DIRECT": 1, "PROFILE": 0}
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     fitting = [c for c in CHOICES if c[0] <= MOST_WARPGROUPS[problem.fan_in] and c[0] * c[1] * stage <= room]
     tiles, slices = cdiv(problem.labels, TILE), cdiv(problem.batch, 64)
     count = min(k, tiles)
-    choose_bytes = 16 * (2 * 2048 + (4 if unit == 16 else 2) * 36 * 4) + count * (TILE * 4 + 8 * 2) + problem.dim * 2
+    choose_bytes = 16 * AHEAD * 2048 + CHOOSE_LIST + count * (TILE * 4 + 16 * 2) + problem.dim * 2
     if common is None or not fitting or choose_bytes + CHOOSE_STATIC > gpu.shared_bytes:
         return None
     warpgroups, stages = fitting[0]
@@ -89,7 +94,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     macros = common | both | {"WARPGROUPS": warpgroups, "STAGES": stages}
     return Plan(
         macros, warpgroups * 160, problem.dim * 128 + warpgroups * stages * stage, slices, slices * parts,
-        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, WINDOW), both, choose_bytes,
+        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, WINDOW), both | CHOOSE_MACROS, choose_bytes,
     )  # fmt: skip
 
 
@@ -106,7 +111,7 @@ def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tenso
     """
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
     pairs = cdiv(problem.batch, 16) * 8  # of rows
-    hints = x.new_empty(pairs, plan.windows, 4, dtype=torch.int32) if plan.hints else None
+    hints = x.new_empty(pairs, plan.windows, 8, dtype=torch.int32) if plan.hints else None
     weights = hopper.weight_map(layer, problem, TILE)
     args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
             problem.labels, plan.stride, plan.slices, plan.run, plan.windows)  # fmt: skip

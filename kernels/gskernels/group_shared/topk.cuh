@@ -1,21 +1,23 @@
 // What hopper_topk.cu tells topk_choose.cu of each tile of 64 labels and each batch row, beside its largest logit.
 //
-// A tile has eight *parts* of 8 labels, those that one lane of four has of each half of an accumulator's row: part
-// 2 t + h has labels 32 h + 8 j + 2 t + i of its tile, j < 4, i < 2. A bit says that all logits of a part lie below a bound
-// which follows from the tile's largest. Both kernels compute it alike, so it may be any number: only how much is computed again
-// depends on it.
+// A tile has sixteen *parts* of 4 labels, those that one lane of four has of a quarter of an accumulator's row: part 4 t + b
+// has labels 16 (3 - b) + 8 j + 2 t + i of its tile, i and j < 2. A bit says that all logits of a part lie below the bound of
+// its window and row. Both kernels compute it alike, so it may be any number: only how much is computed again depends on it.
 //
-// A *run* is the neighbouring tiles that one warpgroup takes, a *window* eight of these. hints [pairs of rows][runs][windows][t]
-// has 16 bits for each of the rows r (low) and r + 8: of the first tile of the window highest, and of h = 0 before h = 1.
+// A *run* is the neighbouring tiles that one warpgroup takes, a *window* eight of these. The bound of a window follows from the
+// largest logits of the tiles of the window before, that of a run's first window from those of its first tile: so no lane
+// waits for another to know its bits. hints [pairs of rows][runs][windows][t][2] has 32 bits for each of the rows r and r + 8:
+// four of each tile, of the first tile highest.
 #pragma once
 #include "../cuda/common.cuh"
 
-constexpr int WINDOW = 8;
+constexpr int WINDOW = 8, PARTS = 16;
 
-DEVICE float bound_of_parts(float largest) { return __fmaf_rn(-0.25f, fabsf(largest), largest); }
+// Of the mean of tiles' largest logits.
+DEVICE float bound_of_parts(float mean) { return __fmaf_rn(0.25f, fabsf(mean), mean); }
 
 // Of a part: its first label, and the m-th from there.
-DEVICE int first_label(int tile, int part) { return tile * 64 + part % 2 * 32 + part / 2 * 2; }
+DEVICE int first_label(int tile, int part) { return tile * 64 + (3 - part % 4) * 16 + part / 4 * 2; }
 DEVICE int label_of(int first, int m) { return first + m / 2 * 8 + m % 2; }
 
 // Of a batch row: its pair, and which of the two.
