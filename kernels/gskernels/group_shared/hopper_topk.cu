@@ -140,7 +140,7 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
         const float sum = __fadd_rn(__fadd_rn(kept[0], kept[1]), __fadd_rn(kept[2], kept[3]));
         mean = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2)) * 0.125f;
       }
-      const float mine = bound_of_parts(mean), other = __shfl_xor_sync(~0u, mine, 1);
+      const float mine = bound_of_parts(mean, tile == first), other = __shfl_xor_sync(~0u, mine, 1);
       bound[0] = odd ? other : mine, bound[1] = odd ? mine : other;
     }
 #pragma unroll

@@ -13,8 +13,8 @@
 
 constexpr int WINDOW = 8, PARTS = 16;
 
-// Of the mean of tiles' largest logits.
-DEVICE float bound_of_parts(float mean) { return __fmaf_rn(0.25f, fabsf(mean), mean); }
+// Of the mean of the largest logits of the window before, or that of the first tile of the run: which may be a best one itself.
+DEVICE float bound_of_parts(float level, bool first_window) { return __fmaf_rn(first_window ? -0.125f : 0.2f, fabsf(level), level); }
 
 // Of a part: its first label, and the m-th from there.
 DEVICE int first_label(int tile, int part) { return tile * 64 + (3 - part % 4) * 16 + part / 4 * 2; }

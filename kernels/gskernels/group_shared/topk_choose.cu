@@ -122,7 +122,7 @@ DEVICE Below what_is_below(const u32* hints, const Maxima& maxima, int row, int 
       sums[h] = __fadd_rn(__fadd_rn(maxima[before + h * 4], maxima[before + h * 4 + 1]), __fadd_rn(maxima[before + h * 4 + 2], maxima[before + h * 4 + 3]));
     mean = __fadd_rn(sums[0], sums[1]) * 0.125f;
   }
-  b.bound = bound_of_parts(mean);
+  b.bound = bound_of_parts(mean, slot < WINDOW);
   return b;
 }
 
