@@ -63,7 +63,7 @@ def test_a_plan_fits_the_gpu(problem: Problem, k: int) -> None:
     assert plan.stride * 64 >= problem.labels
     runs = plan.blocks // plan.slices * int(plan.macros["WARPGROUPS"])
     assert runs * plan.run * 64 >= problem.labels
-    assert plan.windows * hopper_topk.WINDOW >= runs * plan.run
+    assert plan.quads * hopper_topk.QUAD >= runs * plan.run
     if problem.dim <= 768:
         assert 2 * (plan.choose_bytes + hopper_topk.CHOOSE_STATIC + 1024) <= 228 * 1024  # two blocks a multiprocessor
 
@@ -72,7 +72,7 @@ def test_a_plan_fits_the_gpu(problem: Problem, k: int) -> None:
 @pytest.mark.parametrize("problem", [DEFAULT, *TAKEN[-3:]], ids=str)
 def test_what_is_kept_is_a_small_part_of_the_logits(problem: Problem, k: int) -> None:
     plan = made(problem, k)
-    kept = problem.batch * plan.stride * 4 + plan.hints * problem.batch // 2 * plan.windows * 32
+    kept = problem.batch * plan.stride * 4 + plan.hints * problem.batch // 2 * plan.quads * 16
     assert kept <= 0.05 * problem.batch * problem.labels * 2
     shape = Shape(problem.batch, problem.dim, problem.labels, problem.fan_in, problem.group_size)
     assert kept <= IMPLEMENTATION.temporaries(shape, "topk", 2) <= 0.05 * problem.batch * problem.labels * 2

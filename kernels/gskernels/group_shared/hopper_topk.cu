@@ -50,12 +50,12 @@ DEVICE float larger(float a, float b) {  // NaN if either is
   return v;
 }
 
-// maxima [batch, stride] fp32, NaN where a logit is; hints: see topk.cuh, `windows` for each pair of rows. run: tiles of a
+// maxima [batch, stride] fp32, NaN where a logit is; hints: see topk.cuh, `quads` for each pair of rows. run: tiles of a
 // warpgroup, an even number.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restrict__ x, const u16* __restrict__ lists,
                    const T* __restrict__ bias, float* __restrict__ maxima, u32* __restrict__ hints, int batch, int dim,
-                   int labels, int stride, int slices, int run, int windows) {
+                   int labels, int stride, int slices, int run, int quads) {
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ __align__(8) u64 barriers[2 * WARPGROUPS * STAGES];
   start_next();
@@ -162,9 +162,10 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restric
 #if HINTS
     if (slice * 64 + warp * 16 < batch) {
       const int shift = 4 * (WINDOW - 1 - slot);
-      const int window = (part * WARPGROUPS + group) * cdiv(run, WINDOW) + (tile - first) / WINDOW;
-      const i64 at = static_cast<i64>((slice * 4 + warp) * 8 + lane / 4) * windows + window;
-      *reinterpret_cast<uint2*>(hints + at * 8 + lane % 4 * 2) = make_uint2(below[0] << shift, below[1] << shift);
+      const int quad = (part * WARPGROUPS + group) * cdiv(run, QUAD) + (tile - first) / WINDOW * 2;
+      u32* to = hints + (static_cast<i64>((slice * 4 + warp) * 8 + lane / 4) * quads + quad) * 4 + lane % 4;
+      to[0] = __byte_perm(below[0] << shift, below[1] << shift, 0x7632);
+      if (slot >= QUAD) to[4] = __byte_perm(below[0] << shift, below[1] << shift, 0x5410);
     }
 #endif
     __syncwarp();

@@ -36,7 +36,7 @@ CHOOSE_STATIC = 3072  # bytes of shared memory of fixed size
 CHOOSE_LIST = 1024 * 8  # bytes of its list
 AHEAD = 2  # products of four parts whose operands a warp asks for at once
 HINTS_FROM = 17  # the k from which computing fewer logits again is worth more than knowing which
-WINDOW = 8  # tiles whose numbers a warpgroup stores at once
+WINDOW, QUAD = 8, 4  # tiles whose numbers a warpgroup stores at once, and whose hints lie together
 # Warpgroups and stages: the first that fits. Accumulators and operands of more than MOST_WARPGROUPS would spill.
 CHOICES = ((4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 3), (2, 2), (4, 1), (3, 1), (2, 1))
 MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
@@ -49,7 +49,7 @@ CHOOSE_MACROS: dict[str, int | str] = {"AHEAD": AHEAD, "ROUNDS": 0, "DIRECT": 1,
 class Plan:
     """macros, threads, shared_bytes, blocks, slices: of the first kernel, as in `hopper.Plan`. stride: of its numbers.
 
-    run: neighbouring tiles of a warpgroup. windows: of hints, of a pair of rows (`topk.cuh`).
+    run: neighbouring tiles of a warpgroup. quads: four tiles of hints, of a pair of rows (`topk.cuh`).
     choose_macros, choose_bytes: macros and shared memory of the second, which has a block for each row.
     """
 
@@ -60,7 +60,7 @@ class Plan:
     blocks: int
     stride: int
     run: int
-    windows: int
+    quads: int
     choose_macros: Mapping[str, int | str]
     choose_bytes: int
 
@@ -94,7 +94,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     macros = common | both | {"WARPGROUPS": warpgroups, "STAGES": stages}
     return Plan(
         macros, warpgroups * 160, problem.dim * 128 + warpgroups * stages * stage, slices, slices * parts,
-        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, WINDOW), both | CHOOSE_MACROS, choose_bytes,
+        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, QUAD), both | CHOOSE_MACROS, choose_bytes,
     )  # fmt: skip
 
 
@@ -111,10 +111,10 @@ def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tenso
     """
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
     pairs = cdiv(problem.batch, 16) * 8  # of rows
-    hints = x.new_empty(pairs, plan.windows, 8, dtype=torch.int32) if plan.hints else None
+    hints = x.new_empty(pairs, plan.quads, 4, dtype=torch.int32) if plan.hints else None
     weights = hopper.weight_map(layer, problem, TILE)
     args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
-            problem.labels, plan.stride, plan.slices, plan.run, plan.windows)  # fmt: skip
+            problem.labels, plan.stride, plan.slices, plan.run, plan.quads)  # fmt: skip
     launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
     return largest, hints
@@ -127,7 +127,7 @@ def choose(
     values = x.new_empty(problem.batch, k, dtype=torch.float32)
     labels = torch.empty_like(values, dtype=torch.int64)
     args = (largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
-            problem.dim, problem.labels, plan.stride, plan.run, plan.windows, k)  # fmt: skip
+            problem.dim, problem.labels, plan.stride, plan.run, plan.quads, k)  # fmt: skip
     launcher = kernel(CHOOSE, "topk_choose", plan.choose_macros, x.get_device())
     launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes, early=True)
     return values, labels

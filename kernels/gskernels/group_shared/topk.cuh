@@ -6,12 +6,12 @@
 //
 // A *run* is the neighbouring tiles that one warpgroup takes, a *window* eight of these. The bound of a window follows from the
 // largest logits of the tiles of the window before, that of a run's first window from those of its first tile: so no lane
-// waits for another to know its bits. hints [pairs of rows][runs][windows][t][2] has 32 bits for each of the rows r and r + 8:
-// four of each tile, of the first tile highest.
+// waits for another to know its bits. hints [pairs of rows][runs][quads of tiles][t] has 16 bits for each of the rows r (low) and
+// r + 8: four of each tile, of the first tile highest.
 #pragma once
 #include "../cuda/common.cuh"
 
-constexpr int WINDOW = 8, PARTS = 16;
+constexpr int WINDOW = 8, QUAD = 4, PARTS = 16;
 
 // Of the mean of the largest logits of the window before, or that of the first tile of the run: which may be a best one itself.
 DEVICE float bound_of_parts(float level, bool first_window) { return __fmaf_rn(first_window ? -0.125f : 0.2f, fabsf(level), level); }

@@ -93,27 +93,20 @@ struct Candidates {
 
 // What is known of the parts of a tile: which lie below a bound.
 struct Below {
-  uint4 words[2];
+  uint4 words;
   int shift;
   float bound;
-  DEVICE u32 mask(int row) const {
-    const bool second = half_of(row);
-    const u32 of_lane[4] = {second ? words[0].y : words[0].x, second ? words[0].w : words[0].z,
-                            second ? words[1].y : words[1].x, second ? words[1].w : words[1].z};
-    u32 mask = 0;
-#pragma unroll
-    for (int t = 0; t < 4; t++) mask |= (of_lane[t] >> shift & 15) << 4 * t;
-    return mask;
+  DEVICE u32 mask() const {
+    return (words.x >> shift & 15) | (words.y >> shift & 15) << 4 | (words.z >> shift & 15) << 8 | (words.w >> shift & 15) << 12;
   }
   DEVICE u32 key() const {  // of the bound, if it is one; 0 is none: -0 counts as less there
     return fabsf(bound) < __int_as_float(0x7F800000) && bound != 0 ? sort_key(bound) : ~0u;
   }
 };
-DEVICE Below what_is_below(const u32* hints, const Maxima& maxima, int row, int tile, int run, int windows) {
+DEVICE Below what_is_below(const u32* hints, const Maxima& maxima, int row, int tile, int run, int quads) {
   const int slot = tile % run, first = tile - slot, before = first + (slot / WINDOW - 1) * WINDOW;
-  const i64 window = static_cast<i64>(pair_of(row)) * windows + tile / run * cdiv(run, WINDOW) + slot / WINDOW;
-  const uint4* from = reinterpret_cast<const uint4*>(hints + window * 8);
-  Below b{{from[0], from[1]}, 4 * (WINDOW - 1 - slot % WINDOW), 0};
+  const i64 quad = static_cast<i64>(pair_of(row)) * quads + tile / run * cdiv(run, QUAD) + slot / QUAD;
+  Below b{*reinterpret_cast<const uint4*>(hints + quad * 4), 16 * half_of(row) + 4 * (QUAD - 1 - slot % QUAD), 0};
   float mean = maxima[first];
   if (slot >= WINDOW) {
     float sums[2];
@@ -126,12 +119,12 @@ DEVICE Below what_is_below(const u32* hints, const Maxima& maxima, int row, int 
   return b;
 }
 
-// maxima [batch, stride], of `run` tiles a warpgroup; hints: see topk.cuh, `windows` for each pair of rows; x [batch, dim];
+// maxima [batch, stride], of `run` tiles a warpgroup; hints: see topk.cuh, `quads` for each pair of rows; x [batch, dim];
 // weight [labels, K]; lists [groups, K]; values, best [batch, k].
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 topk_choose(const float* maxima, const u32* hints, const T* __restrict__ x, const T* __restrict__ weight,
             const u16* __restrict__ lists, const T* __restrict__ bias, float* __restrict__ values, i64* __restrict__ best, int dim,
-            int labels, int stride, int run, int windows, int k MARKS) {
+            int labels, int stride, int run, int quads, int k MARKS) {
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ Scratch scratch;
   __shared__ u64 chosen[128];
@@ -164,12 +157,12 @@ topk_choose(const float* maxima, const u32* hints, const T* __restrict__ x, cons
 #endif
   MARK(4);
   ranked(list, found, count,
-         [&](u64 one, bool mine) { return HINTS && mine ? what_is_below(hints, of_tiles, row, place_of(one), run, windows) : Below{}; },
+         [&](u64 one, bool mine) { return HINTS && mine ? what_is_below(hints, of_tiles, row, place_of(one), run, quads) : Below{}; },
          [&](int rank, u64 one, const Below& b) {
            chosen[rank] = one;
            if (rank == k - 1) scratch.bound = key_of(one);  // k tiles, and so k labels, reach it
 #if HINTS
-           below[rank] = b.mask(row), bounds[rank] = b.key();
+           below[rank] = b.mask(), bounds[rank] = b.key();
 #endif
          });
   __syncthreads();
