@@ -1,25 +1,31 @@
 // What hopper_topk.cu tells topk_choose.cu of each tile of 64 labels and each batch row, beside its largest logit.
 //
-// A tile has sixteen *parts* of 4 labels, those that one lane of four has of a quarter of an accumulator's row: part 4 t + b
-// has labels 16 (3 - b) + 8 j + 2 t + i of its tile, i and j < 2. A bit says that all logits of a part lie below the bound of
-// its window and row. Both kernels compute it alike, so it may be any number: only how much is computed again depends on it.
+// A tile has eight *parts* of 8 labels, those that one lane of four has of each half of an accumulator's row: part
+// 2 t + h has labels 32 h + 8 j + 2 t + i of its tile, j < 4, i < 2. A bit says that all logits of a part lie below a bound
+// which follows from the tile's largest. Both kernels compute it alike, so it may be any number: only how much is computed again
+// depends on it. Half a part, with j < 2 or not, is a *piece*: its labels share a list whatever the group size is.
 //
-// A *run* is the neighbouring tiles that one warpgroup takes, a *window* eight of these. The bound of a window follows from the
-// largest logits of the tiles of the window before, that of a run's first window from those of its first tile: so no lane
-// waits for another to know its bits. hints [pairs of rows][runs][quads of tiles][t] has 16 bits for each of the rows r (low) and
-// r + 8: four of each tile, of the first tile highest.
+// A *window* is eight neighbouring tiles, a *quad* half a window. hints [pairs of rows][windows][t] has four bits of each tile,
+// of the first highest: of row r + 8 before r, and of h = 1 before h = 0.
 #pragma once
 #include "../cuda/common.cuh"
 
-constexpr int WINDOW = 8, QUAD = 4, PARTS = 16;
+constexpr int WINDOW = 8, QUAD = 4, PIECES = 16;
 
-// Of the mean of the largest logits of the window before, or that of the first tile of the run: which may be a best one itself.
-DEVICE float bound_of_parts(float level, bool first_window) { return __fmaf_rn(first_window ? -0.125f : 0.2f, fabsf(level), level); }
+DEVICE float larger(float a, float b) {  // NaN if either is
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
 
-// Of a part: its first label, and the m-th from there.
-DEVICE int first_label(int tile, int part) { return tile * 64 + (3 - part % 4) * 16 + part / 4 * 2; }
+DEVICE float bound_of_parts(float largest) { return __fmaf_rn(-0.25f, fabsf(largest), largest); }
+
+// Of piece 4 t + 2 (j / 2) + h: its first label, and the m-th from there.
+DEVICE int first_label(int tile, int piece) { return tile * 64 + piece % 2 * 32 + piece / 2 % 2 * 16 + piece / 4 * 2; }
 DEVICE int label_of(int first, int m) { return first + m / 2 * 8 + m % 2; }
 
 // Of a batch row: its pair, and which of the two.
 DEVICE int pair_of(int row) { return row / 16 * 8 + row % 8; }
 DEVICE int half_of(int row) { return row / 8 % 2; }
+// Where the words of a tile's window are. stride: tiles of a row, a multiple of a window.
+DEVICE i64 hint_at(int pair, int tile, int stride) { return (static_cast<i64>(pair) * (stride / WINDOW) + tile / WINDOW) * 4; }

@@ -1,8 +1,9 @@
-// The k best labels of each batch row, from the largest logit of each tile of 64 labels. For sm_80 and newer, 16-bit types.
+// The k best labels of each batch row, from the largest logit of each tile of 64 labels and of each quad of these. For sm_80 and
+// newer, 16-bit types.
 //
-// A block per row. It lists the k tiles with the largest maxima (of equal ones the first), takes of these the parts of 4
-// labels that may hold a logit as large as the least of these maxima, computes their logits by mma.sync, a warp four parts
-// at a time, lists those that are as large, hardly more than k, and orders them.
+// A block per row. It lists the quads, hardly more than k, that reach what k of them reach: among their tiles are the k best. Of
+// these it takes the pieces of 4 labels that may hold a logit as large as what k tiles reach, computes their logits by mma.sync, a
+// warp four pieces at a time, lists those that are as large, again hardly more than k, and orders them.
 //
 // Macros: ELEMENT, K (multiple of 64), LIST (labels that share a list, a multiple of 16), BIAS (0, 1), HINTS (0, 1: know
 // which parts).
@@ -11,285 +12,254 @@
 
 typedef ELEMENT T;
 
-constexpr int PIECE_BYTES = 16 * 128;                    // 64 weights of four parts
-constexpr int NEAR = WARPS * AHEAD * PIECE_BYTES / 4;    // maxima of its row that a block keeps in shared memory
+constexpr int STEP_BYTES = 16 * 128;  // 64 weights of four pieces
+constexpr int AHEAD = 2;              // of these, that a warp asks for at once
+constexpr int NEAR = 8;               // quads of a thread whose largest logits stay in registers
+constexpr int MOST_QUADS = THREADS, MOST_PIECES = 128 * PIECES, MOST_LABELS = 1024;  // that are listed
+constexpr int ROUNDS = MOST_QUADS * QUAD / THREADS;
+static_assert(MOST_QUADS * 4 <= WARPS * AHEAD * STEP_BYTES);
 
-#if PROFILE
-#define MARK(i) if (threadIdx.x == 0) marks[blockIdx.x * 16 + i] = clock64()
-#define MARKS , i64* marks
-DEVICE i64 nanoseconds() { i64 t; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)); return t; }
-#else
-#define MARK(i)
-#define MARKS
-#endif
+// Which pieces of a tile lie below its bound.
+DEVICE u32 pieces_below(const u32* hints, int row, int tile, int stride) {
+  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(hints + hint_at(pair_of(row), tile, stride)));
+  const int shift = 4 * (WINDOW - 1 - tile % WINDOW) + 2 * half_of(row);
+  return ((words.x >> shift & 3) | (words.y >> shift & 3) << 4 | (words.z >> shift & 3) << 8 | (words.w >> shift & 3) << 12) * 5;
+}
 
-// Of one row. Who looks at a piece of 16 bytes is who copied it, until all have met.
-struct Maxima {
-  const float *near, *row;
-  int n;
-  DEVICE Maxima(float* copy, const float* from, int count) : near(copy), row(from), n(count) {
-#pragma unroll 1
-    for (int i = threadIdx.x * 4; i < min(n, NEAR); i += THREADS * 4) copy_async(shared_address(copy + i), row + i);
-    copy_commit();
-    copy_wait<0>();
-  }
-  DEVICE float operator[](int i) const { return (i < NEAR ? near : row)[i]; }
-  // f(four numbers, place of the first), for those of this thread.
-  template <class F> DEVICE void fours(F f) const {
-    int i = threadIdx.x * 4;
-#pragma unroll 1
-    for (; i < min(n, NEAR); i += THREADS * 4) f(*reinterpret_cast<const float4*>(near + i), i);
-#pragma unroll 1
-    for (; i < n; i += THREADS * 4) f(__ldcg(reinterpret_cast<const float4*>(row + i)), i);
-  }
-  DEVICE u32 largest() const {
-    float most = __int_as_float(0xFF800000);
-    fours([&](float4 v, int i) {
-      most = larger(most, v.x);
-      if (i + 1 < n) most = larger(most, v.y);
-      if (i + 2 < n) most = larger(most, v.z);
-      if (i + 3 < n) most = larger(most, v.w);
-    });
-    return threadIdx.x * 4 < n ? sort_key(most) : 0;
-  }
-  template <class F> DEVICE void reaching(u32 key, F f) const {
-    const float least = value_of(key);  // what is no number leaves out nothing
-    fours([&](float4 v, int i) {
-      u32 mask = !(v.x < least) | !(v.y < least) << 1 | !(v.z < least) << 2 | !(v.w < least) << 3;
-      if (i + 4 > n) mask &= (1 << (n - i)) - 1;
-#pragma unroll 1
-      for (; mask; mask &= mask - 1) {
-        const int at = i + __ffs(mask) - 1;
-        f(sort_key((*this)[at]), at);
-      }
-    });
-  }
-  template <class F> DEVICE void each(F f) const { reaching(0, f); }
-};
+// Whether what lies below the bound of a tile is less than the number whose key is `least`.
+DEVICE bool leaves_out(u32 key, u32 least) {
+  const float bound = bound_of_parts(value_of(key));
+  return fabsf(bound) < __int_as_float(0x7F800000) && bound != 0 && sort_key(bound) <= least;  // 0: -0 counts as less there
+}
 
-// The parts whose logits are computed again: 16 times the rank of the tile, and which of it.
-struct Parts {
-  const u16* listed;
-  const u64* tiles;
-  DEVICE int first(int i) const { return first_label(place_of(tiles[listed[i] / PARTS]), listed[i] % PARTS); }
-};
-
-struct Candidates {
-  const u32* keys;
-  Parts parts;
+// The tiles of a row, and the logits of pieces: each(f) calls f(key, place) for those of this thread.
+struct Tiles {
+  const float* largest;
   int n;
   template <class F> DEVICE void each(F f) const {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < n; i += THREADS) f(keys[i], label_of(parts.first(i / 4), i % 4));
-  }
-  template <class F> DEVICE void reaching(u32, F f) const { each(f); }
-  DEVICE u32 largest() const {
-    u32 most = 0;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < n; i += THREADS) most = max(most, keys[i]);
-    return most;
+    for (int i = threadIdx.x; i < n; i += THREADS) f(sort_key(__ldcg(largest + i)), i);
   }
 };
 
-// What is known of the parts of a tile: which lie below a bound.
-struct Below {
-  uint4 words;
-  int shift;
-  float bound;
-  DEVICE u32 mask() const {
-    return (words.x >> shift & 15) | (words.y >> shift & 15) << 4 | (words.z >> shift & 15) << 8 | (words.w >> shift & 15) << 12;
-  }
-  DEVICE u32 key() const {  // of the bound, if it is one; 0 is none: -0 counts as less there
-    return fabsf(bound) < __int_as_float(0x7F800000) && bound != 0 ? sort_key(bound) : ~0u;
-  }
-};
-DEVICE Below what_is_below(const u32* hints, const Maxima& maxima, int row, int tile, int run, int quads) {
-  const int slot = tile % run, first = tile - slot, before = first + (slot / WINDOW - 1) * WINDOW;
-  const i64 quad = static_cast<i64>(pair_of(row)) * quads + tile / run * cdiv(run, QUAD) + slot / QUAD;
-  Below b{*reinterpret_cast<const uint4*>(hints + quad * 4), 16 * half_of(row) + 4 * (QUAD - 1 - slot % QUAD), 0};
-  float mean = maxima[first];
-  if (slot >= WINDOW) {
-    float sums[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-      sums[h] = __fadd_rn(__fadd_rn(maxima[before + h * 4], maxima[before + h * 4 + 1]), __fadd_rn(maxima[before + h * 4 + 2], maxima[before + h * 4 + 3]));
-    mean = __fadd_rn(sums[0], sums[1]) * 0.125f;
-  }
-  b.bound = bound_of_parts(mean, slot < WINDOW);
-  return b;
-}
-
-// maxima [batch, stride], of `run` tiles a warpgroup; hints: see topk.cuh, `quads` for each pair of rows; x [batch, dim];
-// weight [labels, K]; lists [groups, K]; values, best [batch, k].
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-topk_choose(const float* maxima, const u32* hints, const T* __restrict__ x, const T* __restrict__ weight,
-            const u16* __restrict__ lists, const T* __restrict__ bias, float* __restrict__ values, i64* __restrict__ best, int dim,
-            int labels, int stride, int run, int quads, int k MARKS) {
-  extern __shared__ __align__(1024) unsigned char shared[];
-  __shared__ Scratch scratch;
-  __shared__ u64 chosen[128];
-  u32 *below = scratch.bins, *bounds = scratch.bins + 128;  // nobody counts digits while these are known
-  const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int tiles = cdiv(labels, 64), count = min(k, tiles);
-  // A ring of weights, before that maxima.
-  u64* list = reinterpret_cast<u64*>(shared + WARPS * AHEAD * PIECE_BYTES);
-  u32* keys = reinterpret_cast<u32*>(list + ROOM);             // of the candidates, count * 64
-  u16* inputs = reinterpret_cast<u16*>(keys + count * 64);     // the row of x
-  u16* listed = inputs + dim;                                  // parts, count * 16
-  const Parts part_list{listed, chosen};
-#if PROFILE
-  if (threadIdx.x == 0) marks[blockIdx.x * 16 + 14] = nanoseconds();
-#endif
-  MARK(0);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < dim / 2; i += THREADS)
-    reinterpret_cast<u32*>(inputs)[i] = reinterpret_cast<const u32*>(x + static_cast<i64>(row) * dim)[i];
-  if (threadIdx.x == 0) scratch.parts = 0, scratch.bound = 0;
-  wait_for_earlier();
-  MARK(1);
-
-  // The tiles.
-  const Maxima of_tiles(reinterpret_cast<float*>(shared), maxima + static_cast<i64>(row) * stride, tiles);
-  MARK(2);
-  const int found = list_best(of_tiles, count, list, scratch);
-#if PROFILE
-  if (threadIdx.x == 0) marks[blockIdx.x * 16 + 3] = scratch.mark;
-#endif
-  MARK(4);
-  ranked(list, found, count,
-         [&](u64 one, bool mine) { return HINTS && mine ? what_is_below(hints, of_tiles, row, place_of(one), run, quads) : Below{}; },
-         [&](int rank, u64 one, const Below& b) {
-           chosen[rank] = one;
-           if (rank == k - 1) scratch.bound = key_of(one);  // k tiles, and so k labels, reach it
-#if HINTS
-           below[rank] = b.mask(), bounds[rank] = b.key();
-#endif
-         });
-  __syncthreads();
-  MARK(5);
-
-  // Their parts, in any order.
-  const u32 least = scratch.bound;
-  if (threadIdx.x < 128) {
-    const bool mine = threadIdx.x < count;
-    const int tile = mine ? place_of(chosen[threadIdx.x]) : 0;
-    u32 mask = 0;
-    if (mine) {
-      mask = (1 << PARTS) - 1;
-      if (tile * 64 + 64 > labels)
-#pragma unroll 1
-        for (int p = 0; p < PARTS; p++)
-          if (first_label(tile, p) >= labels) mask &= ~(1 << p);
-#if HINTS
-      if (bounds[threadIdx.x] <= least) mask &= ~below[threadIdx.x];
-#endif
-    }
-    const int n = __popc(mask);
-    int at = n;  // up to this lane
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const int other = __shfl_up_sync(~0u, at, d);
-      if (lane >= d) at += other;
-    }
-    int start = lane == 31 ? atomicAdd(&scratch.parts, at) : 0;
-    start = __shfl_sync(~0u, start, 31);
-    at += start - n;
-    for (u32 left = mask; left; left &= left - 1) listed[at++] = static_cast<u16>(threadIdx.x * PARTS + __ffs(left) - 1);
-  } else if (threadIdx.x == 128) scratch.count = 0;
-  __syncthreads();
-  MARK(6);
-
-  // Their logits. A warp has four parts as the 16 rows of its product, eight lanes copy one. What its list names is a column
-  // of the second operand.
-  const int parts = scratch.parts, steps = max(0, cdiv(cdiv(parts, 4) - warp, WARPS)) * (K / 64);
-  const u32 ring = shared_address(shared) + warp * AHEAD * PIECE_BYTES;
-  const int m_of_lane = lane & 15;
-  u32 named[AHEAD][8];  // two inputs each
-  auto first_of = [&](int step, int i) { return part_list.first(min((warp + step / (K / 64) * WARPS) * 4 + i, parts - 1)); };
-  auto ask_names = [&](int step, u32 (&names)[8]) {
+// A warp has four pieces as the 16 rows of its product, eight lanes copy one. What its list names is a column of the second
+// operand.
+struct Logits {
+  const T* weight;
+  const u16* lists;
+  const T* bias;
+  const u16* inputs;
+  const int* pieces;
+  u32 ring;  // of this warp
+  int n, labels;
+  DEVICE int number_of(int step, int i) const { return (threadIdx.x / 32 + step / (K / 64) * WARPS) * 4 + i; }
+  DEVICE int first_of(int step, int i) const { return pieces[min(number_of(step, i), n - 1)]; }
+  DEVICE void ask_names(int step, int steps, u32 (&names)[8]) const {
     if (step >= steps) return;
+    const int lane = threadIdx.x % 32;
     const u16* from = lists + static_cast<i64>(first_of(step, lane / 4 % 4) / LIST) * K + step % (K / 64) * 64 + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 8; i++) names[i] = __ldg(reinterpret_cast<const u32*>(from + i * 8));
-  };
-  auto ask_weights = [&](int step) {
+  }
+  DEVICE void ask_weights(int step, int steps) const {
     if (step < steps) {
-      const int piece = lane % 8, first = first_of(step, lane / 8);
+      const int lane = threadIdx.x % 32, piece = lane % 8, first = first_of(step, lane / 8);
       const T* from = weight + static_cast<i64>(first) * K + step % (K / 64) * 64 + piece * 8;
 #pragma unroll
       for (int i = 0; i < 4; i++) {  // labels that do not exist are left out below
         const int m = lane / 8 * 4 + i;
-        copy_async(ring + step % AHEAD * PIECE_BYTES + m * 128 + ((piece ^ (m & 7)) << 4), from + min(label_of(0, i), labels - 1 - first) * K);
+        copy_async(ring + step % AHEAD * STEP_BYTES + m * 128 + ((piece ^ (m & 7)) << 4), from + min(label_of(0, i), labels - 1 - first) * K);
       }
     }
     copy_commit();
-  };
+  }
+  template <class F> DEVICE void each(F f) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m_of_lane = lane & 15;
+    const int steps = max(0, cdiv(cdiv(n, 4) - warp, WARPS)) * (K / 64);
+    u32 named[AHEAD][8];  // two inputs each
 #pragma unroll
-  for (int i = 0; i < AHEAD; i++) ask_names(i, named[i]);
+    for (int i = 0; i < AHEAD; i++) ask_names(i, steps, named[i]);
 #pragma unroll 1
-  for (int i = 0; i < AHEAD; i++) ask_weights(i);
-  float sums[4] = {0, 0, 0, 0};
+    for (int i = 0; i < AHEAD; i++) ask_weights(i, steps);
+    float sums[4] = {0, 0, 0, 0};
 #pragma unroll 1
-  for (int step = 0; step < steps; step++) {
-    u32 b[8];
+    for (int step = 0; step < steps; step++) {
+      u32 b[8];
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      b[j] = inputs[named[0][j] & 0xFFFF] | static_cast<u32>(inputs[named[0][j] >> 16]) << 16;
+      for (int j = 0; j < 8; j++) {
+        b[j] = inputs[named[0][j] & 0xFFFF] | static_cast<u32>(inputs[named[0][j] >> 16]) << 16;
 #pragma unroll
-      for (int i = 1; i < AHEAD; i++) named[i - 1][j] = named[i][j];
-    }
-    copy_wait<AHEAD - 1>();
-    __syncwarp();
+        for (int i = 1; i < AHEAD; i++) named[i - 1][j] = named[i][j];
+      }
+      copy_wait<AHEAD - 1>();
+      __syncwarp();
 #pragma unroll
-    for (int s = 0; s < 4; s++) {
-      u32 a[4];
-      load_matrices(a, ring + step % AHEAD * PIECE_BYTES + m_of_lane * 128 + (((s * 2 + (lane >> 4)) ^ (m_of_lane & 7)) << 4));
-      mma_16816<T>(sums, a, b[s * 2], b[s * 2 + 1]);
-    }
-    __syncwarp();
-    ask_names(step + AHEAD, named[AHEAD - 1]);
-    ask_weights(step + AHEAD);
-    if ((step + 1) % (K / 64)) continue;
-    if (lane % 4 < 2) {  // columns 0 and 1 are for the first two parts, 2 and 3 for the others
-      const int half = lane % 4, m = lane / 4, part = (warp + step / (K / 64) * WARPS) * 4 + half * 2 + m / 4;
-      float z = m < 4 ? (half ? sums[2] : sums[0]) : (half ? sums[3] : sums[1]);
-      if (part < parts) {
-        const int label = label_of(part_list.first(part), m % 4);
+      for (int s = 0; s < 4; s++) {
+        u32 a[4];
+        load_matrices(a, ring + step % AHEAD * STEP_BYTES + m_of_lane * 128 + (((s * 2 + (lane >> 4)) ^ (m_of_lane & 7)) << 4));
+        mma_16816<T>(sums, a, b[s * 2], b[s * 2 + 1]);
+      }
+      __syncwarp();
+      ask_names(step + AHEAD, steps, named[AHEAD - 1]);
+      ask_weights(step + AHEAD, steps);
+      if ((step + 1) % (K / 64)) continue;
+      if (lane % 4 < 2) {  // columns 0 and 1 are for the first two pieces, 2 and 3 for the others
+        const int half = lane % 4, m = lane / 4, i = half * 2 + m / 4;
+        float z = m < 4 ? (half ? sums[2] : sums[0]) : (half ? sums[3] : sums[1]);
+        const int label = label_of(first_of(step, i), m % 4);
+        if (number_of(step, i) < n && label < labels) {
 #if BIAS
-        if (label < labels) z += to_float(bias[label]);
+          z += to_float(bias[label]);
 #endif
-        const u32 key = label < labels ? sort_key(z) : 0;
-        keys[part * 4 + m % 4] = key;
-        if (key && key >= least) {
-          const int at = atomicAdd(&scratch.count, 1);
-          if (at < ROOM) list[at] = entry(key, label);
+          f(sort_key(z), label);
         }
       }
+      sums[0] = sums[1] = sums[2] = sums[3] = 0;
     }
-    sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    copy_wait<0>();
   }
-  copy_wait<0>();
-  __syncthreads();
-  MARK(7);
+};
 
-  // The labels.
-  int candidates = scratch.count;
-#if DIRECT
-  if (candidates < k || candidates > ROOM)
-#endif
-  {
-    __syncthreads();
-    candidates = list_best(Candidates{keys, part_list, parts * 4}, k, list, scratch);
+// quads [batch, stride / 4], maxima [batch, stride]; hints: see topk.cuh; x [batch, dim]; weight [labels, K]; lists [groups, K];
+// values, best [batch, k].
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+topk_choose(const float* quads, const float* maxima, const u32* hints, const T* __restrict__ x, const T* __restrict__ weight,
+            const u16* __restrict__ lists, const T* __restrict__ bias, float* __restrict__ values, i64* __restrict__ best, int dim,
+            int labels, int stride, int k) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  __shared__ Scratch scratch;
+  __shared__ int counts[3];
+  int &listed_quads = counts[0], &listed_pieces = counts[1], &listed_labels = counts[2];
+  const int row = blockIdx.x, warp = threadIdx.x / 32, tiles = cdiv(labels, 64);
+  // A ring of weights, before that quads.
+  int* quad_list = reinterpret_cast<int*>(shared);
+  u64* list = reinterpret_cast<u64*>(shared + WARPS * AHEAD * STEP_BYTES);  // of labels
+  int* pieces = reinterpret_cast<int*>(list + MOST_LABELS);                 // first labels
+  u16* inputs = reinterpret_cast<u16*>(pieces + MOST_PIECES);               // the row of x
+#pragma unroll 1
+  for (int i = threadIdx.x; i < dim / 2; i += THREADS)
+    reinterpret_cast<u32*>(inputs)[i] = reinterpret_cast<const u32*>(x + static_cast<i64>(row) * dim)[i];
+  if (threadIdx.x < 3) counts[threadIdx.x] = 0;
+  wait_for_earlier();
+
+  // The quads.
+  const float *tiles_at = maxima + static_cast<i64>(row) * stride, *quads_at = quads + static_cast<i64>(row) * (stride / QUAD);
+  const int all_quads = cdiv(tiles, QUAD);
+  u32 near[NEAR], mine = 0;
+#pragma unroll
+  for (int j = 0; j < NEAR; j++) {
+    const int i = threadIdx.x + j * THREADS;
+    near[j] = i < all_quads ? __float_as_uint(__ldcg(quads_at + i)) : 0;
   }
-  MARK(8);
-  ranked(list, candidates, k, [](u64, bool) { return 0; }, [&](int rank, u64 one, int) {
+#pragma unroll
+  for (int j = 0; j < NEAR; j++) {
+    near[j] = threadIdx.x + j * THREADS < all_quads ? sort_key(__uint_as_float(near[j])) : 0;
+    mine = max(mine, near[j]);
+  }
+#pragma unroll 4
+  for (int i = threadIdx.x + NEAR * THREADS; i < all_quads; i += THREADS) mine = max(mine, sort_key(__ldcg(quads_at + i)));
+  u32 least = max(reached(mine, k, scratch), 1);
+  {
+    int hits = 0;
+#pragma unroll
+    for (int j = 0; j < NEAR; j++) hits += near[j] >= least;
+    if (mine >= least)
+      for (int i = threadIdx.x + NEAR * THREADS; i < all_quads; i += THREADS) hits += sort_key(__ldcg(quads_at + i)) >= least;
+    int at = places(hits, &listed_quads);
+    auto put = [&](int i) {
+      if (at < MOST_QUADS) quad_list[at] = i;
+      at++;
+    };
+#pragma unroll
+    for (int j = 0; j < NEAR; j++)
+      if (near[j] >= least) put(threadIdx.x + j * THREADS);
+    if (mine >= least)
+      for (int i = threadIdx.x + NEAR * THREADS; i < all_quads; i += THREADS)
+        if (sort_key(__ldcg(quads_at + i)) >= least) put(i);
+  }
+  __syncthreads();
+
+  // Their tiles, and of these the pieces, in any order.
+  const int found = listed_quads;
+  auto pieces_of = [&](int tile, u32 key, u32 below) {
+    u32 mask = HINTS && leaves_out(key, least) ? ~below & 0xFFFF : 0xFFFF;
+    if (tile * 64 + 64 > labels)
+#pragma unroll 1
+      for (int p = 0; p < PIECES; p++)
+        if (first_label(tile, p) >= labels) mask &= ~(1 << p);
+    return mask;
+  };
+  auto put = [&](int at, int tile, u32 mask) {
+#pragma unroll 1
+    for (; mask; mask &= mask - 1, at++)
+      if (at < MOST_PIECES) pieces[at] = first_label(tile, __ffs(mask) - 1);
+  };
+  if (found <= MOST_QUADS) {
+    u32 keys[ROUNDS], below[ROUNDS];
+    mine = 0;
+    auto tile_of = [&](int r) { return quad_list[(threadIdx.x + r * THREADS) / QUAD] * QUAD + static_cast<int>(threadIdx.x) % QUAD; };
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+      keys[r] = below[r] = 0;
+      if ((threadIdx.x + r * THREADS) / QUAD < found && tile_of(r) < tiles) {
+        const float largest = __ldcg(tiles_at + tile_of(r));
+        if (HINTS) below[r] = pieces_below(hints, row, tile_of(r), stride);
+        keys[r] = sort_key(largest);
+        if (keys[r] < least) keys[r] = 0;
+        mine = max(mine, keys[r]);
+      }
+    }
+    least = max(least, reached(mine, k, scratch));
+    int n = 0;
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+      below[r] = keys[r] >= least ? pieces_of(tile_of(r), keys[r], below[r]) : 0;
+      n += __popc(below[r]);
+    }
+    int at = places(n, &listed_pieces);
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++)
+      if (below[r]) put(at, tile_of(r), below[r]), at += __popc(below[r]);
+  }
+  __syncthreads();
+  if (found > MOST_QUADS || listed_pieces > MOST_PIECES) {  // many are equal: exactly k tiles, of equal ones the first
+    const Tiles source{tiles_at, tiles};
+    const u64 bound = radix_bound(source, k, scratch);
+    least = key_of(bound);
+    if (threadIdx.x == 0) listed_pieces = 0;
+    __syncthreads();
+    source.each([&](u32 key, int tile) {
+      if (entry(key, tile) < bound) return;
+      const u32 mask = pieces_of(tile, key, HINTS ? pieces_below(hints, row, tile, stride) : 0);
+      put(atomicAdd(&listed_pieces, __popc(mask)), tile, mask);
+    });
+    __syncthreads();
+  }
+
+  // Their logits, and of these the labels. If all is well k reach what k tiles do; where many are equal, or few tiles exist,
+  // first what k threads reach.
+  const Logits logits{weight, lists, bias, inputs, pieces, shared_address(shared) + warp * AHEAD * STEP_BYTES, listed_pieces, labels};
+  u64 bound = static_cast<u64>(least) << 32;
+#pragma unroll 1
+  for (int pass = 0;; pass++) {
+    mine = 0;
+    logits.each([&](u32 key, int label) {
+      mine = max(mine, key);
+      if (entry(key, label) < bound) return;
+      const int at = atomicAdd(&listed_labels, 1);
+      if (at < MOST_LABELS) list[at] = entry(key, label);
+    });
+    __syncthreads();
+    if (k <= listed_labels && listed_labels <= MOST_LABELS) break;
+    __syncthreads();
+    if (threadIdx.x == 0) listed_labels = 0;
+    bound = pass == 0 ? static_cast<u64>(reached(mine, k, scratch)) << 32 : radix_bound(logits, k, scratch);
+    __syncthreads();
+  }
+  ranked(list, listed_labels, k, [&](int rank, u64 one) {
     const float value = value_of(key_of(one));
     const i64 at = static_cast<i64>(row) * k + rank;
     values[at] = value;
     best[at] = value == __int_as_float(0xFF800000) ? -1 : place_of(one);
   });
-  MARK(9);
-#if PROFILE
-  if (threadIdx.x == 0) marks[blockIdx.x * 16 + 10] = found, marks[blockIdx.x * 16 + 11] = parts, marks[blockIdx.x * 16 + 12] = candidates, marks[blockIdx.x * 16 + 15] = nanoseconds();
-#endif
 }
