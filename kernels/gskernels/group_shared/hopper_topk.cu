@@ -1,9 +1,8 @@
 // The largest logit of every tile of 64 labels and every batch row, for Hopper: products as in hopper_forward.cu, no Y.
 //
 // A block holds X^T of one slice of 64 batch rows in shared memory and stays on its multiprocessor. Each of its
-// warpgroups computes tiles of 64 rows x 64 labels on its own; of each it keeps a number a row, and stores those of a window of
-// eight neighbouring tiles at once. Windows have an owner, but the last tenth or so is drawn from a counter, a quad of four tiles
-// at a time, by whoever comes first. Four lanes have 16 columns each of the same two rows.
+// warpgroups computes a run of neighbouring tiles of 64 rows x 64 labels on its own; of each it keeps a number a row, and
+// stores those of a window of eight at once. Four lanes have 16 columns each of the same two rows.
 //
 // Macros: ELEMENT, K (multiple of 64), G (16, 32 or 64 labels that share a list), LIST (labels of a real group, a multiple
 // of G), WARPGROUPS, STAGES, BIAS (0, 1), HINTS (0, 1: store what is known of a tile's parts, as topk.cuh says).
@@ -17,30 +16,23 @@ constexpr int THREADS = WARPGROUPS * 160;
 constexpr int ROOM = (WARPGROUPS > 2 ? 128 : 256) / K;  // products whose operands have registers at the same time
 constexpr int TOGETHER = ROOM < 1 ? 1 : ROOM < PRODUCTS ? ROOM : PRODUCTS;
 
-// Computed once: the compiler would rather do it again for every tile, in front of what waits for it.
-DEVICE u32 once(u32 v) {
-  asm volatile("" : "+r"(v));
-  return v;
-}
-
 // A column of the grid has a slice, a row of it is a part of the labels. maxima [batch, stride], quads [batch, stride / 4] fp32,
-// the largest of each tile and of each four, NaN where a logit is; hints: see topk.cuh. owned: tiles that are not drawn, whole
-// windows. counters: one a slice, zero before and after.
+// the largest of each tile and of each quad, NaN where a logit is; hints: see topk.cuh.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const u16* __restrict__ lists,
                    const T* __restrict__ bias, float* __restrict__ maxima, float* __restrict__ quads, u32* __restrict__ hints,
-                   u32* __restrict__ counters, int batch, int dim, int labels, int stride, int owned) {
+                   int batch, int dim, int labels, int stride) {
   extern __shared__ __align__(1024) unsigned char shared[];
   __shared__ __align__(8) u64 barriers[WARPGROUPS][2 * STAGES + 1];
-  __shared__ int tile_of[WARPGROUPS][STAGES];
   start_next();
-  const bool loads = threadIdx.x >= WARPGROUPS * 128;
-  const int group = loads ? threadIdx.x / 32 - WARPGROUPS * 4 : threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  // The same for all lanes, and the compiler knows: what follows from it goes to uniform registers.
+  const int number = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const bool loads = number >= WARPGROUPS * 4;
+  const int group = loads ? number - WARPGROUPS * 4 : number / 4, warp = number % 4;
   const int slice = blockIdx.x, tiles = cdiv(labels, 64);
   const u32 xt = shared_address(shared), ring = xt + dim * 128 + group * (STAGES * WEIGHT_BYTES);
   const int list_offset = dim * 128 + WARPGROUPS * STAGES * WEIGHT_BYTES + group * STAGES * LIST_BYTES;
   const u32 full = shared_address(barriers[group]), empty = full + STAGES * 8, came = empty + STAGES * 8;
-  volatile int* const told = tile_of[group];
   const bool one = elect();
   if (loads && one) {
     for (int s = 0; s < STAGES; s++) mbarrier_init(full + 8 * s, 1), mbarrier_init(empty + 8 * s, 4);
@@ -50,48 +42,36 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_const
   }
   __syncthreads();
 
+  // Whole quads, as many for each warpgroup of the slice, or one more.
+  const u64 quads_in_all = cdiv(tiles, QUAD), run = blockIdx.y * WARPGROUPS + group, runs = gridDim.y * WARPGROUPS;
+  const int first = static_cast<int>(quads_in_all * run / runs) * QUAD, end = min(static_cast<int>(quads_in_all * (run + 1) / runs) * QUAD, tiles);
   if (loads) {
-    const int step = gridDim.y * WARPGROUPS, drawn = cdiv(max(0, tiles - owned), QUAD), groups = cdiv(labels, LIST);
-    int stage = 0, phase = 1;  // the parity of what has not begun counts as over
-    for (int window = blockIdx.y * WARPGROUPS + group;; window += step) {
-      int tile = window * WINDOW, end = tile + WINDOW;
-      if (tile >= owned) {  // every warpgroup of the slice draws once in vain, which makes the counter zero again
-        if (lane == 0) tile = owned + atomicInc(counters + slice, drawn + step - 1) * QUAD;
-        tile = __shfl_sync(~0u, tile, 0), end = tile + QUAD;
-      }
-      const bool over = tile >= tiles;
-      for (end = over ? tile + 1 : min(end, tiles); tile < end; tile++) {
-        mbarrier_wait(empty + 8 * stage, phase);
-        if (one) {
-          told[stage] = over ? -1 : tile;
-          if (over) mbarrier_arrive(full + 8 * stage);
-          else {
-            const int held = min(PRODUCTS, cdiv(labels - tile * 64, G));
-            const int at = tile * 64 / LIST, together = ROW_OF_LISTS ? min(PRODUCTS, groups - at) : held;
-            // Lists that the last tile lacks would name any row: zero is one.
+    for (int tile = first, stage = 0, phase = 1; tile < end; tile++) {  // the parity of what has not begun counts as over
+      mbarrier_wait(empty + 8 * stage, phase);
+      if (one) {
+        const int held = min(PRODUCTS, cdiv(labels - tile * 64, G));
+        const int at = tile * 64 / LIST, together = ROW_OF_LISTS ? min(PRODUCTS, cdiv(labels, LIST) - at) : held;
+        // Lists that the last tile lacks would name any row: zero is one.
 #pragma unroll 1
-            for (int i = together * K / 2; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
-            mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + together * K * 2);
+        for (int i = together * K / 2; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+        mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + together * K * 2);
 #pragma unroll
-            for (int k = 0; k < K / 64; k++) tma_load(ring + stage * WEIGHT_BYTES + k * 8192, &weights, full + 8 * stage, k * 64, tile * 64);
-            const u32 to = xt + list_offset + stage * LIST_BYTES;
-            if (ROW_OF_LISTS) bulk_load(to, lists + static_cast<i64>(at) * K, together * K * 2, full + 8 * stage);
-            else
-              for (int p = 0; p < held; p++) bulk_load(to + p * K * 2, lists + static_cast<i64>((tile * 64 + p * G) / LIST) * K, K * 2, full + 8 * stage);
-          }
-        }
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        for (int k = 0; k < K / 64; k++) tma_load(ring + stage * WEIGHT_BYTES + k * 8192, &weights, full + 8 * stage, k * 64, tile * 64);
+        const u32 to = xt + list_offset + stage * LIST_BYTES;
+        if (ROW_OF_LISTS) bulk_load(to, lists + static_cast<i64>(at) * K, together * K * 2, full + 8 * stage);
+        else
+          for (int p = 0; p < held; p++) bulk_load(to + p * K * 2, lists + static_cast<i64>((tile * 64 + p * G) / LIST) * K, K * 2, full + 8 * stage);
       }
-      if (over) return;
+      if (++stage == STAGES) stage = 0, phase ^= 1;
     }
+    return;
   }
   turn_slice<WARPGROUPS>(xt, came, group, 2 + group, warp, lane, dim);
   barrier(1, WARPGROUPS * 128);
 
-  const int piece = once(2 * warp + ((lane >> 3) & 1));
-  const u32 weights_at = once(ring), full_at = once(full), lists_at = once(list_offset), told_at = once(shared_address(tile_of[group]));
+  const int piece = 2 * warp + ((lane >> 3) & 1);
   const bool odd = lane & 1;            // which of its two rows' numbers this lane keeps,
-  const int upper = once(lane & 2 ? 4 : 0);   // and of which quad of a window
+  const int upper = lane & 2 ? 4 : 0;   // and of which quad of a window
   const int row = slice * 64 + warp * 16 + lane / 4 + odd * 8;
   float kept[QUAD] = {};
   [[maybe_unused]] u32 below = 0;  // as hints are stored
@@ -115,13 +95,13 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_const
 #pragma unroll
     for (int i = 0; i < QUAD; i++)
       if (slot == i + upper) kept[i] = best;
-    const bool mine = tile < owned;  // and so are those of the window, else of the quad
-    if ((slot + 1) % (mine ? WINDOW : QUAD) && tile + 1 < tiles) return;
-    if (row < batch && upper <= slot && (mine || slot < upper + QUAD)) {
+    if (slot < WINDOW - 1 && tile + 1 < end) return;
+    const int window = tile - slot;  // of which either quad may be another's
+    if (row < batch && upper <= slot && window + upper >= first) {
 #pragma unroll
       for (int i = 1; i < QUAD; i++)
         if (upper + i > slot) kept[i] = __int_as_float(0xFF800000);  // beyond the last tile
-      const i64 at = static_cast<i64>(row) * stride + tile - slot + upper;
+      const i64 at = static_cast<i64>(row) * stride + window + upper;
       // Together, which the compiler would not.
       asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(maxima + at), "f"(kept[0]), "f"(kept[1]), "f"(kept[2]), "f"(kept[3]) : "memory");
       quads[at / QUAD] = larger(larger(kept[0], kept[1]), larger(kept[2], kept[3]));
@@ -129,20 +109,17 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_const
 #if HINTS
     if (slice * 64 + warp * 16 < batch) {
       u32* word = hints + hint_at((slice * 4 + warp) * 8 + lane / 4, tile, stride) + lane % 4;
-      if (mine) *word = below << 4 * (WINDOW - 1 - slot);
+      if (slot >= QUAD && window >= first) *word = below << 4 * (WINDOW - 1 - slot);
       else reinterpret_cast<u16*>(word)[slot < QUAD] = static_cast<u16>(below << 4 * (QUAD - 1 - slot % QUAD));
     }
 #endif
     __syncwarp();
   };
 
-  for (int stage = 0, phase = 0;;) {
+  for (int tile = first, stage = 0, phase = 0; tile < end; tile++) {
     float sums[PRODUCTS][G / 2];
-    mbarrier_wait(full_at + 8 * stage, phase);
-    int tile;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(tile) : "r"(told_at + 4 * stage) : "memory");
-    if (tile < 0) break;
-    const u16* list = reinterpret_cast<const u16*>(shared + lists_at + stage * LIST_BYTES);
+    mbarrier_wait(full + 8 * stage, phase);
+    const u16* list = reinterpret_cast<const u16*>(shared + list_offset + stage * LIST_BYTES);
 #pragma unroll
     for (int from = 0; from < PRODUCTS; from += TOGETHER) {
 #pragma unroll
@@ -154,14 +131,14 @@ hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_const
       for (int p = 0; p < TOGETHER; p++)
 #pragma unroll
         for (int k = 0; k < K / 16; k++) {
-          const u32 at = weights_at + stage * WEIGHT_BYTES + k / 4 * 8192 + (from + p) * G * 128 + k % 4 * 32;
+          const u32 at = ring + stage * WEIGHT_BYTES + k / 4 * 8192 + (from + p) * G * 128 + k % 4 * 32;
           Wgmma<T, G, 0>::rs(sums[from + p], a[p][k / 4][k % 4], wgmma_matrix(at, 16, 1024, 1), k > 0);
         }
       wgmma_commit();
       wgmma_wait<0>();
     }
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(full_at + 8 * (STAGES + stage));
+    if (lane == 0) mbarrier_arrive(empty + 8 * stage);
     if (++stage == STAGES) stage = 0, phase ^= 1;
 
     // 16 sums for each 32 labels: of two neighbours two rows, and again 8 labels on.

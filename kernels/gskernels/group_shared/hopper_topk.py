@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gskernels.cuda.counters import counters
 from gskernels.cuda.launch import kernel
 from gskernels.group_shared import hopper
 from gskernels.group_shared.hopper import LEAST_BATCH, RESERVED, TILE
@@ -35,10 +34,9 @@ from gskernels.tune import cdiv
 SOURCE, CHOOSE = "group_shared/hopper_topk.cu", "group_shared/topk_choose.cu"
 CHOOSE_THREADS = 512
 CHOOSE_STATIC = 2048  # bytes of shared memory of fixed size
-CHOOSE_LISTS = 16 * 2 * 2048 + 1024 * 8 + 128 * 16 * 4  # bytes of weights on their way, of lists of labels and of pieces
+CHOOSE_LISTS = 16 * 2048 + 1024 * 8 + 128 * 16 * 4  # bytes of weights on their way, of lists of labels and of pieces
 HINTS_FROM = 17  # the k from which computing fewer logits again is worth more than knowing which
-WINDOW, QUAD = 8, 4  # tiles whose numbers a warpgroup stores at once, where it owns them, or has drawn them from a counter
-OWNED = 0.9  # the share of the tiles that is not drawn, or less: multiprocessors differ in speed by a twentieth
+WINDOW, QUAD = 8, 4  # tiles whose numbers a warpgroup stores at once, and whose largest it stores too
 # Warpgroups and stages: the first that fits. Accumulators and operands of more than MOST_WARPGROUPS would spill.
 CHOICES = ((4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 3), (2, 2), (4, 1), (3, 1), (2, 1))
 MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
@@ -48,7 +46,6 @@ MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
 class Plan:
     """macros, threads, shared_bytes, blocks, slices: of the first kernel, as in `hopper.Plan`. stride: of its numbers.
 
-    owned: tiles that are not drawn from a counter, whole windows.
     choose_macros, choose_bytes: macros and shared memory of the second, which has a block for each row.
     """
 
@@ -58,7 +55,6 @@ class Plan:
     slices: int
     blocks: int
     stride: int
-    owned: int
     choose_macros: Mapping[str, int | str]
     choose_bytes: int
 
@@ -82,7 +78,6 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
         return None
     warpgroups, stages = fitting[0]
     parts = max(1, min(gpu.processors // slices, cdiv(cdiv(tiles, QUAD), warpgroups)))
-    windows, step = cdiv(tiles, WINDOW), parts * warpgroups
     both: dict[str, int | str] = {
         "ELEMENT": common["ELEMENT"], "K": problem.fan_in, "LIST": problem.group_size, "BIAS": int(bias),
         "HINTS": int(k >= HINTS_FROM),
@@ -90,7 +85,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     macros = common | both | {"WARPGROUPS": warpgroups, "STAGES": stages}
     return Plan(
         macros, warpgroups * 160, problem.dim * 128 + warpgroups * stages * stage, slices, slices * parts,
-        windows * WINDOW, int(windows * OWNED / step) * step * WINDOW, both, choose_bytes,
+        cdiv(tiles, WINDOW) * WINDOW, both, choose_bytes,
     )  # fmt: skip
 
 
@@ -110,10 +105,9 @@ def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tenso
     quads = x.new_empty(problem.batch, plan.stride // QUAD, dtype=torch.float32)
     pairs = cdiv(problem.batch, 16) * 8  # of rows
     hints = x.new_empty(pairs, plan.stride // WINDOW, 4, dtype=torch.int32) if plan.hints else None
-    device = x.get_device()
     args = (hopper.weight_map(layer, problem, TILE), hopper.row_map(x), hopper.lists(layer), layer.bias, largest, quads,
-            hints, counters(plan.slices, device), problem.batch, problem.dim, problem.labels, plan.stride, plan.owned)  # fmt: skip
-    launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, device)
+            hints, problem.batch, problem.dim, problem.labels, plan.stride)  # fmt: skip
+    launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
     launcher.launch((plan.slices, plan.blocks // plan.slices), plan.threads, args, plan.shared_bytes)
     return largest, quads, hints
 
