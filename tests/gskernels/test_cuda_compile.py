@@ -60,8 +60,8 @@ SOURCES: tuple[Source, ...] = (
     # test_hopper_step.py compiles what its plans ask for.
     Source("group_shared/hopper_step.cu", ("hopper_step", "hopper_step_clear", "hopper_step_prepare", "hopper_step_finish"),
            {"ELEMENT": ("fp16", "bf16"), "INDEX": ("int",), "K": (64,), "G": (16, 32), "LIST": (64,), "SLICES": (1, 4),
-            "STAGES": (4,), "BIAS": (1,), "UPDATE": (1,), "WIDE": (0, 1), "LOSS": (0,), "FACTOR": (0,), "MOMENTUM": (1,),
-            "ROUNDING": (0,)}, HOPPER),
+            "STAGES": (4,), "BIAS": (1,), "UPDATE": (1,), "LOSS": (0,), "FACTOR": (0,), "MOMENTUM": (1,), "ROUNDING": (0,)},
+           HOPPER),
     # test_hopper_topk.py likewise.
     Source("group_shared/hopper_topk.cu", ("hopper_topk_maxima",),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (64,), "WARPGROUPS": (4,), "STAGES": (2,),

@@ -8,7 +8,7 @@
 //
 // Macros: ELEMENT (bf16, fp16), INDEX (of the positives' lists: int, i64), K (multiple of 64), G (16, 32 labels of a unit), LIST
 // (labels of a real group, a multiple of G), SLICES (1, 2, 4, of 64 batch rows, of an item), STAGES, BIAS (0, 1),
-// UPDATE (0: dW is stored instead), WIDE (0, 1: blocks that own batch rows hold twice the products), and those of step_math.cuh.
+// UPDATE (0: dW is stored instead), and those of step_math.cuh.
 #include "hopper_step_inputs.cuh"
 #include "hopper_step_outputs.cuh"
 #include "hopper_step_send.cuh"
@@ -36,13 +36,13 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     for (int i = threadIdx.x; i < dim * 16; i += THREADS) reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
     __syncthreads();
     if (warp < CONSUMERS) {
-      if (WIDE) more_registers<104>();
+      more_registers<104>();  // two products of 64 x 64 wait for their turn
       inputs.compute(warp, lane);
     } else if (warp < CONSUMERS + 4) {
-      if (WIDE) fewer_registers<40>();
+      fewer_registers<40>();
       if (warp == CONSUMERS) inputs.watch(lane);
       else if (warp <= CONSUMERS + LOADERS && lane == 0) inputs.load(warp - CONSUMERS - 1);
-    } else if (WIDE) {
+    } else {
       fewer_registers<24>();
     }
     fence_async();  // the copy engine adds the sums to those of others

@@ -10,9 +10,8 @@
 
 constexpr int LIST_BYTES = K * 2, TAKEN_BYTES = WEIGHT_BYTES + SLICE_BYTES;  // of a unit: its list; weights and dY
 constexpr int TURNS = CONSUMERS / 4;
-constexpr int WIDTH = PARTS == 1 || WIDE ? 64 : 32;  // batch rows of a product, as many as registers allow
-constexpr int AT_ONCE = PARTS == 1 && WIDE ? 2 : 1;  // units of a warpgroup
-constexpr int BLOCKS = AT_ONCE * PARTS;              // of 64 inputs
+constexpr int BLOCKS = 2;                // of 64 inputs whose products with 64 rows a warpgroup holds, as many as registers allow
+constexpr int AT_ONCE = BLOCKS / PARTS;  // units of these
 // Barriers of what arrives, however few stages: a warpgroup skips what others take, and must not take one passage for the next.
 constexpr int PASSAGES = 16;
 
@@ -85,68 +84,64 @@ struct Inputs {
     if (turn == TURNS - 1 && all > 0) barrier_arrive(other, 256), barrier_arrive(other + 1, 256);
     int stage = turn * AT_ONCE % step.input_stages;
     for (int n = turn * AT_ONCE; n < all; n += TURNS * AT_ONCE) {
+      float products[BLOCKS][32];
+      u32 inputs[BLOCKS];  // two of 16 bits
+      int at = stage;
 #pragma unroll
-      for (int first = 0; first < 64; first += WIDTH) {  // row
-        float products[BLOCKS][WIDTH / 2];
-        u32 inputs[BLOCKS];  // two of 16 bits
-        int at = stage;
+      for (int u = 0; u < AT_ONCE; u++) {  // the last is multiplied whatever is there, and not added where there are no more
+        const u32 w = stages + at * TAKEN_BYTES, dy = w + WEIGHT_BYTES, list = lists + at * LIST_BYTES + (16 * wr + r) * 2;
+        if (u == 0 || n + u < all) mbarrier_wait(full + 8 * ((n + u) % PASSAGES), (n + u) / PASSAGES & 1);
+        const u64 weights = wgmma_matrix(w, 1024, 1024, 1), grads = wgmma_matrix(dy, 16, 8 * ROW, SWIZZLE);
+        wgmma_fence();
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; u++) {  // the last is multiplied whatever is there, and not added where there are no more
-          const u32 w = stages + at * TAKEN_BYTES, dy = w + WEIGHT_BYTES, list = lists + at * LIST_BYTES + (16 * wr + r) * 2;
-          if (first == 0 && (u == 0 || n + u < all)) mbarrier_wait(full + 8 * ((n + u) % PASSAGES), (n + u) / PASSAGES & 1);
-          const u64 weights = wgmma_matrix(w, 1024, 1024, 1), grads = wgmma_matrix(dy + first * ROW, 16, 8 * ROW, SWIZZLE);
-          wgmma_fence();
+        for (int p = 0; p < PARTS; p++)
 #pragma unroll
-          for (int p = 0; p < PARTS; p++)
+          for (int j = 0; j < G / 16; j++)
+            Wgmma<T, 64, 0>::template ss<1>(products[u * PARTS + p], weights + ((p * (G * 128) + j * 2048) >> 4),
+                                            grads + ((j * 32) >> 4), j > 0);
+        wgmma_commit();
 #pragma unroll
-            for (int j = 0; j < G / 16; j++)
-              Wgmma<T, WIDTH, 0>::template ss<1>(products[u * PARTS + p], weights + ((p * (G * 128) + j * 2048) >> 4),
-                                                 grads + ((j * 32) >> 4), j > 0);
-          wgmma_commit();
+        for (int p = 0; p < PARTS; p++)
+          inputs[u * PARTS + p] = __byte_perm(load_index(list + p * 128), load_index(list + p * 128 + 16), 0x5410);
+        wgmma_wait<0>();
+        __syncwarp();
+        if (lane == 0 && (u == 0 || n + u < all)) mbarrier_arrive(empty + 8 * at);
+        if (++at == step.input_stages) at = 0;
+      }
+      // The piece at `place ^ 64 c` is of rows c of 2 x 16 for even lanes, of rows c ^ 1 for odd ones. They are exchanged before a turn
+      // begins, as the number of its barrier seems to depend on it.
+      u32 bits = 0;
 #pragma unroll
-          for (int p = 0; p < PARTS; p++)
-            inputs[u * PARTS + p] = __byte_perm(load_index(list + p * 128), load_index(list + p * 128 + 16), 0x5410);
-          wgmma_wait<0>();
-          __syncwarp();
-          if (lane == 0 && first + WIDTH == 64 && (u == 0 || n + u < all)) mbarrier_arrive(empty + 8 * at);
-          if (++at == step.input_stages) at = 0;
+      for (int i = 0; i < BLOCKS * 16; i++) {
+        float &low = products[0][i / 8 * 16 + i % 8], &high = products[0][i / 8 * 16 + i % 8 + 8];
+        const float one = odd ? high : low;
+        high = odd ? low : high, low = one;
+        bits |= __float_as_uint(low) | __float_as_uint(high);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++) {
+          if (b == 0) barrier(mine + half + (bits & zero), 256);
+          if (b == PARTS && n + 1 == all) break;
+          if (b == PARTS) barrier(mine + 2, 128);  // another list: inputs of one are distinct
+          const u32 places[2] = {own + (inputs[b] & 0xffff) * 256 + half * 128, own + (inputs[b] >> 16) * 256 + half * 128};
+          float4 sum[2][2];
+#pragma unroll
+          for (int c = 0; c < 2; c++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) sum[c][h] = load_sums(places[h] ^ c * 64);
+#pragma unroll
+          for (int c = 0; c < 2; c++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const float* more = products[b] + half * 16 + c * 8 + h * 2;
+              float4& to = sum[c][h];
+              to.x += more[0], to.y += more[1], to.z += more[4], to.w += more[5];
+              store_sums(places[h] ^ c * 64, to);
+            }
         }
-        // The piece at `place ^ 64 c` is of rows c of 2 x 16 for even lanes, of rows c ^ 1 for odd ones. They are exchanged before a turn
-        // begins, as the number of its barrier seems to depend on it.
-        u32 bits = 0;
-#pragma unroll
-        for (int i = 0; i < BLOCKS * WIDTH / 4; i++) {
-          float &low = products[0][i / 8 * 16 + i % 8], &high = products[0][i / 8 * 16 + i % 8 + 8];
-          const float one = odd ? high : low;
-          high = odd ? low : high, low = one;
-          bits |= __float_as_uint(low) | __float_as_uint(high);
-        }
-#pragma unroll
-        for (int half = 0; half < WIDTH / 32; half++) {
-          const int whose = half + first / 32;
-#pragma unroll
-          for (int b = 0; b < BLOCKS; b++) {
-            if (b == 0) barrier(mine + whose + (bits & zero), 256);
-            if (b == PARTS && n + 1 == all) break;
-            if (b == PARTS) barrier(mine + 2, 128);  // another list: inputs of one are distinct
-            const u32 places[2] = {own + (inputs[b] & 0xffff) * 256 + whose * 128, own + (inputs[b] >> 16) * 256 + whose * 128};
-            float4 sum[2][2];
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-#pragma unroll
-              for (int h = 0; h < 2; h++) sum[c][h] = load_sums(places[h] ^ c * 64);
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-#pragma unroll
-              for (int h = 0; h < 2; h++) {
-                const float* more = products[b] + half * 16 + c * 8 + h * 2;
-                float4& to = sum[c][h];
-                to.x += more[0], to.y += more[1], to.z += more[4], to.w += more[5];
-                store_sums(places[h] ^ c * 64, to);
-              }
-          }
-          if (n + AT_ONCE < all) barrier_arrive(other + whose, 256);
-        }
+        if (n + AT_ONCE < all) barrier_arrive(other + half, 256);
       }
       for (stage += TURNS * AT_ONCE; stage >= step.input_stages;) stage -= step.input_stages;
     }
