@@ -140,6 +140,7 @@ def as_if_on(arch: str, noted: _Noted) -> Iterator[None]:
         (torch.cuda, "get_device_capability", lambda device=None: capability),
         (torch.cuda, "get_device_name", lambda device=None: facts.gpu),
         (torch.cuda, "current_device", lambda: 0),
+        (torch.cuda, "is_current_stream_capturing", lambda: True),  # what a launch allocates is not kept for the next
         (tune, "device_of", lambda tensor: contextlib.nullcontext()),
         (tune, "can_measure", lambda like: False),
         (tune, "launch", lambda *args, **constants: _note_triton(noted, *args, **constants)),
