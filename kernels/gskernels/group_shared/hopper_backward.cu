@@ -5,7 +5,7 @@
 // (hopper_backward.cuh). Both walk the labels in the same order, so that what one kind reads of dY the other finds in L2. That they
 // advance alike is a matter of how many there are of each; who is ahead looks again before it goes on. Sums are in a fixed order.
 //
-// Macros: those of the two headers.
+// Macros: those of the two headers, SUM (1: blocks that own rows add their parts; 0: another kernel does).
 #include "hopper_backward.cuh"
 #include "hopper_grad_input.cuh"
 
@@ -26,50 +26,123 @@ struct Paced {
 
 constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
 
+// dX of the rows of one slice, by the blocks that own them, once each has written its part: a share of the inputs each, added over all parts
+// in a fixed order. `state`: 8 bits count those that have written, above is a bit for each share whose block has looked in vain for
+// too long. So nobody need run at the same time as others: who comes last takes what these left. Barriers 1 to 5.
+DEVICE void add_parts(u32 scratch, const float* __restrict__ partial, T* __restrict__ dx, u64* state, int part, int parts, int slice, int slices,
+                      int batch, int dim, int thread) {
+  constexpr int MOST = 48, LOOKS = 1 << 8;
+  const int shares = min(parts, MOST), wg = thread / 128, piece = thread % 128;
+  __threadfence();
+  barrier(1, CONSUMERS);
+  if (thread == 0) {
+    const u64 own = part < shares ? 1ull << part : 0;
+    u64 todo = own;
+    const u64 before = atomicAdd(state, 1ull);
+    if ((before & 255) == parts - 1) {
+      todo |= before >> 8;
+    } else if (own) {
+      int looks = LOOKS;
+      u64 seen;
+      do {
+        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(state) : "memory");
+      } while ((seen & 255) != parts && --looks > 0);
+      if (looks == 0 && (atomicAdd(state, own << 8) & 255) != parts) todo = 0;
+    }
+    __threadfence();
+    asm volatile("st.shared.u64 [%0], %1;" ::"r"(scratch), "l"(todo) : "memory");
+  }
+  barrier(1, CONSUMERS);
+  u64 todo;
+  asm volatile("ld.shared.u64 %0, [%1];" : "=l"(todo) : "r"(scratch) : "memory");
+  const u32 square = scratch + 16 + wg * (64 * 48);  // 64 rows of 8 inputs, and 16 bytes
+  for (int share = 0; todo >> share; share++) {
+    if (!(todo >> share & 1)) continue;
+    for (int octet = share * 4 + wg; octet < dim / 8; octet += shares * 4) {
+      float4 sum = {0, 0, 0, 0};
+      const float4* from = reinterpret_cast<const float4*>(partial + (static_cast<i64>(slice) * dim + octet * 8) * 64) + piece;
+#pragma unroll 12
+      for (int p = 0; p < parts; p++) {
+        const float4 v = __ldcg(from + static_cast<i64>(p) * slices * dim * 16);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+      const u32 to = square + (piece % 16 / 4 * 16 + piece % 4 * 2) * 48 + piece / 16 * 4;  // a piece: rows b, b + 1, b + 8, b + 9
+      const float all[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++) asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + (i / 2 * 8 + i % 2) * 48), "f"(all[i]) : "memory");
+      barrier(2 + wg, 128);
+      const int b = slice * 64 + piece;
+      if (piece < 64 && b < batch) {
+        const float4 low = load_sums(square + piece * 48), high = load_sums(square + piece * 48 + 16);
+        *reinterpret_cast<uint4*>(dx + static_cast<i64>(b) * dim + octet * 8) =
+            make_uint4(pack<T>(low.x, low.y), pack<T>(low.z, low.w), pack<T>(high.x, high.y), pack<T>(high.z, high.w));
+      }
+      barrier(2 + wg, 128);
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
-                float* __restrict__ partial, const T* __restrict__ x, const T* __restrict__ xt, T* __restrict__ dw, u32* __restrict__ progress,
-                int batch, int dim, int labels, int slices, int row_blocks) {
+hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap boxes,
+                const __grid_constant__ TensorMap outputs, const u16* __restrict__ lists, float* __restrict__ partial, T* __restrict__ dx,
+                const T* __restrict__ x, const T* __restrict__ xt, T* __restrict__ dw, u32* __restrict__ progress, int batch, int dim,
+                int labels, int slices, int row_blocks) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, block = blockIdx.x, warp = (thread - CONSUMERS) / 32;
   const bool owns_rows = block < row_blocks, both = row_blocks > 0 && row_blocks < gridDim.x;
   const grad_input::Layout rows(shared_address(shared), dim);
   const grad_weight::Layout places{shared_address(shared)};
+  constexpr int TEAM = PAIR ? 2 : 1;  // blocks that own the same labels
   // Made anew in each branch: what lives across them takes registers of the loading warps.
   auto tiles = [&] { return grad_input::Work(block / slices, row_blocks / slices, labels); };
-  auto steps = [&] { return grad_weight::Work(block - row_blocks, gridDim.x - row_blocks, labels, slices); };
+  auto steps = [&] { return grad_weight::Work((block - row_blocks) / TEAM, (gridDim.x - row_blocks) / TEAM, labels, PAIR ? RESIDENT : slices); };
+  auto first = [&] { return PAIR && block % 2 ? RESIDENT * 64 : 0; };
+  auto pace = [&] { return (grad_weight::PACE << 20) / (slices * 128); };
   start_next();  // the sum of the row blocks' parts, once all of this runs: it waits
   if (owns_rows) rows.init(thread);
   else places.init(thread);
+  if (PAIR && !owns_rows) cluster_arrive();
   __syncthreads();
   if (thread < CONSUMERS) {
     more_registers<112>();
     if (owns_rows) {
       grad_input::consume<4>(rows, tiles(), dim, thread);
       grad_input::write<4>(rows, partial + static_cast<i64>(block) * dim * 64, dim, thread);
+      if (SUM)
+        add_parts(rows.sums(), partial, dx, reinterpret_cast<u64*>(progress + 2) + block % slices, block / slices, row_blocks / slices,
+                  block % slices, slices, batch, dim, thread);
     } else {
-      grad_weight::weigh(places, steps(), x, xt, lists, dw, batch, dim);
+      grad_weight::weigh(places, steps(), x, xt, lists, dw, &outputs, first(), batch, dim);
     }
   } else {
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      if (warp == 0) grad_input::load_grads<2>(rows, &grads, work, Paced{{work, block % slices * 64}, {progress, progress + 1, 1u, slices, both}});
+      if (warp == 0)
+        grad_input::load_grads<2>(rows, &grads, work, Paced{{work, block % slices * 64}, {progress, progress + 1, 1u, pace() + FOLLOW, labels, both}});
       else if (warp <= 2) grad_input::load_weights<2>(rows, &weights, lists, work, warp - 1);
-    } else if (warp == 0) {
-      grad_weight::load(places, &grads, steps(), {progress + 1, progress, static_cast<u32>(slices), slices, both});
+    } else {
+      if (PAIR) cluster_wait();
+      if (warp == 0)
+        grad_weight::load(places, &boxes, steps(), first(),
+                          {progress + 1, progress, static_cast<u32>(slices), FOLLOW ? -FOLLOW : pace(), labels, both});
     }
+  }
+  if (PAIR && !owns_rows) {  // nobody ends while the other may still write here
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait();
   }
 }
 
-// Before it: progress [2] = 0; xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
+// Before it: progress [2 + 2 slices] = 0; xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
 // of 256 threads makes a square of 32 x 32.
 extern "C" __global__ void __launch_bounds__(256)
-hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int batch, int dim, int stride) {
+hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int words, int batch, int dim, int stride) {
   __shared__ T square[32][34];
   const int across = dim / 32, d0 = blockIdx.x % across * 32, place0 = blockIdx.x / across * 32;
   const int column = threadIdx.x % 32, group = threadIdx.x / 32;
-  if (blockIdx.x == 0 && threadIdx.x < 2) progress[threadIdx.x] = 0, __threadfence();
+  if (blockIdx.x == 0 && threadIdx.x < words) progress[threadIdx.x] = 0, __threadfence();
   __syncthreads();
   start_next();  // row blocks and what is resident do not wait for this
   if (stride == 0) return;

@@ -10,7 +10,11 @@
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
 // RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
-// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
+// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), BOX (rows of a
+// stage: 64 or 32), STORE (dW leaves 0: from registers, 1: by the copy engine from each warp, 2: from the warpgroup), PIECE (labels that leave
+// together), PAIR (1: two neighbouring blocks, a cluster, own the same labels, half of the batch each, all resident: each sends the sums
+// of half of a job's labels to the other), SLOTS (places for those), FOLLOW (labels that blocks of this kind stay behind the others; 0: they
+// need not).
 #pragma once
 #include "hopper.cuh"
 
@@ -23,10 +27,17 @@ constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
-constexpr int STAGE_BYTES = ROWS * TILE * 2, BUFFERS = CHUNK ? CHUNK : 1;
+constexpr int STAGE_BYTES = BOX * TILE * 2, SPLIT = ROWS / BOX; // stages of a slice
+constexpr int BUFFERS = CHUNK ? CHUNK : 1;
+constexpr int OWN = PAIR ? UNIT / 2 : UNIT;                     // labels of a job that the block stores
+constexpr int PIECE_BYTES = PIECE * 128;                        // of dW, as a warpgroup stores it: 64 inputs
+// Sums on their way from the other block of a pair; else, or in their place, pieces of dW on theirs.
+constexpr int SLOT_BYTES = PAIR ? OWN * 256 : STORE ? PIECE_BYTES : 0;
 constexpr int PACE = 4;                                         // MB of dY that blocks of a kind may be ahead of the others
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
-static_assert(RING % TILES == 0 && RING <= 64 && RING > OVERLAP * TILES);
+static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
+static_assert(!PAIR || (CHUNK == 0 && WARPGROUPS % SLOTS == 0 && PIECE == OWN && STORE < 2));
+static_assert(PAIR || SLOTS == WARPGROUPS);
 
 // Slices in the order of their places in the batch: near ones (in shared memory) and far ones in turns, as long as there are both in the
 // first chunk, so that few wait in registers at once; then the others. Of a place there: which kind, and number of its kind.
@@ -39,12 +50,20 @@ DEVICE constexpr int near_place(int q) { return q < TURNS ? 2 * q : q + TURNS; }
 struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
-  DEVICE u32 empty(int stage) const { return at + 512 + stage * 8; }
+  DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
+  // Of a pair, for each warp: sums from the other block have come; that block has taken those that were in the slot before.
+  DEVICE u32 come(int warp) const { return at + 512 + warp * 8; }
+  DEVICE u32 taken(int warp) const { return at + 640 + warp * 8; }
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
-  DEVICE u32 inputs() const { return stage(RING); }
+  DEVICE u32 slot(int i) const { return stage(RING) + i * SLOT_BYTES; }
+  DEVICE u32 inputs() const { return slot(SLOTS); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
     if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
+    if (PAIR && thread < 4 * WARPGROUPS) {
+      mbarrier_init(come(thread), 1), mbarrier_init(taken(thread), 1);
+      if (thread < 4 * SLOTS) mbarrier_arrive(taken(thread));
+    }
     mbarrier_fence();
   }
 };
@@ -57,7 +76,7 @@ struct Work {
     rounds = (steps > block ? cdiv(steps - block, blocks) : 0) * ROUNDS;
   }
   DEVICE int label(int round, int tile) const { return ((block + round / ROUNDS * blocks) * TILES + tile) * TILE; }
-  DEVICE int stages() const { return rounds * slices * TILES; }
+  DEVICE int stages() const { return rounds * slices * SPLIT * TILES; }
 };
 
 // Where in dY a stage begins. It is counted on: one warp asks for everything, and a division would take it longer than the rest.
@@ -68,7 +87,7 @@ struct Place {
     label += TILE;
     if (++tile < TILES) return;
     tile = 0, label -= TILES * TILE;
-    if ((row += ROWS) < work.slices * ROWS) return;
+    if ((row += BOX) < work.slices * ROWS) return;
     row = 0;
     if (++again < ROUNDS) return;
     again = 0, label += work.blocks * (TILES * TILE);
@@ -79,17 +98,19 @@ struct Place {
 // looked too often goes on, so blocks need not run at the same time. Counters begin at 0; a block adds the labels that it has asked for.
 struct Pace {
   u32 *mine, *others;
-  u32 factor, window;    // what the others add for a label; PACE MB of dY, in what they add
+  u32 factor;            // what the others add for a label
+  int ahead, labels;     // labels; those of the layer
   mutable u32 seen = 0;  // of `others`, as of the check before
   mutable int patience;  // looks in a row, 1 ms or so
-  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int slices, bool both) : mine(mine_), others(others_), factor(factor_) {
+  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_, int labels_, bool both)
+      : mine(mine_), others(others_), factor(factor_), ahead(ahead_), labels(labels_) {
     patience = both ? 1 << 11 : 0;
-    window = (PACE << 20) / (slices * ROWS * 2) * factor;
   }
   // By all lanes of a warp, before labels from `label` on are asked for.
   DEVICE void wait(int label) const {
+    const int needed = min(label - ahead, labels);
     int looks = patience;
-    while (label * factor > seen + window && looks > 0) seen = look(), looks--;
+    while (needed > 0 && needed * factor > seen && looks > 0) seen = look(), looks--;
     if (looks == 0) patience = 0;
     seen = look();  // arrives while other things are done
   }
@@ -101,8 +122,8 @@ struct Pace {
   DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
 };
 
-// By one warp: dY, boxes of 64 x 64.
-DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
+// By one warp: dY from row `first` on, boxes of BOX x 64.
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, int first, const Pace& pace) {
   const bool one = elect();
   const int all = work.stages();
   Place place(work);
@@ -111,12 +132,12 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
   for (int i = 0; i < all; i++) {
     if (place.row == 0 && place.tile == 0 && place.again == 0) {
       pace.wait(place.label);
-      if (one) pace.tell(TILE * TILES);
+      if (one && first == 0) pace.tell(TILE * TILES);
     }
     mbarrier_wait(s.empty(stage), parity);
     if (one) {
       mbarrier_expect(s.full(stage), STAGE_BYTES);
-      tma_load(s.stage(stage), map, s.full(stage), place.label, place.row);
+      tma_load(s.stage(stage), map, s.full(stage), place.label, first + place.row);
     }
     place.advance(work);
     if (++stage == RING) stage = 0, parity ^= 1;
@@ -140,14 +161,15 @@ DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the 
   return o;
 }
 
-// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at` says, ready
-// once the previous kernel is over. Barrier 1 is theirs.
+// By the block's first WARPGROUPS warpgroups, for batch rows from `from` on. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at`
+// says, ready once the previous kernel is over. outputs: dW in boxes as they are stored. Barriers 1 to 5 are theirs.
 DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
-                  T* __restrict__ dw, int batch, int dim) {
+                  T* __restrict__ dw, const TensorMap* outputs, int from, int batch, int dim) {
 #pragma unroll 1
   for (int q = 0; q < RESIDENT; q++)
-    load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, near_place(q) * ROWS, batch, dim);
-  wait_for_earlier();  // which wrote xt
+    load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, from + near_place(q) * ROWS, batch, dim);
+  if (CHUNK) wait_for_earlier();  // which wrote xt
+  if (PAIR) cluster_wait();       // the other block's barriers are there
   barrier(1, WARPGROUPS * 128);
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
   const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
@@ -172,20 +194,43 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     if (lane == 0) mbarrier_arrive(taken);
   };
   auto drain = [&] { wgmma_wait<0>(), give_back(); };
-  // Begins the products of the next stage, whose first operand is there. running: those of the stage before are under way, and end here.
-  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add, bool running) {
+  // Begins the products of the next stage, part `part` of a slice, whose first operand is there. running: those of the stage before are
+  // under way, and end here.
+  auto multiply = [&](const u32 (&a)[4][4], int part, u32 offset, bool add, bool running) {
     if (running && !OVERLAP) drain(), running = false;
     mbarrier_wait(s.full(stage), parity);
     const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
+    for (int k = 0; k < BOX / 16; k++) Wgmma<T, UNIT, 1>::rs(d, a[part * (BOX / 16) + k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
     wgmma_commit();
     if (running) wgmma_wait<1>(), give_back();
     taken = s.empty(stage);
     if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
   };
 
+  // PIECE labels of dW, by the copy engine: by a warp its 16 inputs, or by the warpgroup 64. `slot` is free to write to; `one` waits for
+  // what it holds to be read.
+  const bool one = elect() && (STORE != 2 || warp == 0);
+  auto put = [&](const float* v, u32 slot, int job, int label) {
+    const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
+    const u32 at = slot + (STORE == 1 ? row * 32 + ((half ^ (row >> 2 & 1)) << 4) : row * 128 + (((2 * warp + half) ^ (row & 7)) << 4));
+    if constexpr (PIECE == 8) {
+      store_matrices_transposed(at, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < PIECE / 16; i++, v += 8)
+        store_matrices_transposed(at + i * (STORE == 1 ? 512 : 2048), pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]),
+                                  pack<T>(v[6], v[7]));
+    }
+    fence_async();
+    if (STORE == 1) __syncwarp();
+    else barrier(2 + wg, 128);
+    if (one && job < JOBS) tma_store(outputs, slot, job % PARTS * 64 + (STORE == 1 ? warp * 16 : 0), label);
+    if (one) bulk_commit();
+  };
+  const int rank = PAIR ? cluster_rank() : 0;
+  const u32 there = PAIR ? across(s.at, rank ^ 1) : 0;
   u32 next = inputs_of(0), after = inputs_of(1);
   uint4 early[BUFFERS][4];
   u32 first, second;
@@ -225,8 +270,11 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
       } else {
         take(a, early[number(i)]);
       }
-      multiply(a, offset, i > 0, i > 0);
-      if (i > 0 && !is_near(i - 1)) refill(number(i - 1));
+#pragma unroll
+      for (int part = 0; part < SPLIT; part++) {
+        multiply(a, part, offset, i + part > 0, i + part > 0);
+        if (part == 0 && i > 0 && !is_near(i - 1)) refill(number(i - 1));
+      }
     }
     drain();
     if (CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
@@ -238,24 +286,69 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
         for (int q = 0; q < CHUNK; q++) {
           u32 a[4][4];
           take(a, early[q]);
-          multiply(a, offset, true, q > 0);
-          if (q > 0) refill(q - 1);
+#pragma unroll
+          for (int part = 0; part < SPLIT; part++) {
+            multiply(a, part, offset, true, q + part > 0);
+            if (part == 0 && q > 0) refill(q - 1);
+          }
         }
         drain();
         refill(CHUNK - 1);
       }
     }
-    // 8 labels at a time, from the order of the sums to rows of dW.
-    const int label = work.label(round, tile) + job / PARTS * UNIT + r;
-    T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
+    int label = work.label(round, tile) + job / PARTS * UNIT;
+    if constexpr (PAIR) {
+      // The first half of the job's labels is this block's if its rank is 0, the second else; the other half's sums go across.
+      constexpr int HALF = UNIT / 4;
+      float4 others[UNIT / 16];
+      float* const other = reinterpret_cast<float*>(others);
 #pragma unroll
-    for (int j = 0; j < UNIT / 8; j++) {
-      const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
-      const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
-      const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
-      if (job < JOBS && label + 8 * j < work.labels) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
+      for (int i = 0; i < HALF; i++) {
+        const float low = d[i], high = d[HALF + i];
+        d[i] = rank ? high : low, other[i] = rank ? low : high;
+      }
+      const int me = wg * 4 + warp;
+      const u32 place = s.slot((round * WARPGROUPS + wg) % SLOTS) + warp * (SLOT_BYTES / 4), mine = place + lane * 16;
+      mbarrier_wait(s.taken(me), round & 1);
+      if (lane == 0) mbarrier_expect(s.come(me), SLOT_BYTES / 4);
+#pragma unroll
+      for (int i = 0; i < UNIT / 16; i++) store_across(there + mine + i * 512, others[i], there + s.come(me));
+      mbarrier_wait(s.come(me), round & 1);
+#pragma unroll
+      for (int i = 0; i < UNIT / 16; i++) {
+        const float4 v = load_sums(mine + i * 512);
+        d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
+      }
+      label += rank * OWN;
+      __syncwarp();  // all have read what the slot held
+      if (STORE) {
+        put(d, place, job, label);
+        if (one) bulk_wait_read<0>();
+      }
+      if (one) mbarrier_arrive_across(there + s.taken((me + 4 * SLOTS) % (4 * WARPGROUPS)));
+    } else if constexpr (STORE > 0) {
+#pragma unroll
+      for (int i = 0; i < UNIT / PIECE; i++) {
+        if (one) bulk_wait_read<0>();  // of the piece before
+        if (STORE == 1) __syncwarp();
+        else barrier(2 + wg, 128);
+        put(d + i * (PIECE / 2), s.slot(wg) + (STORE == 1 ? warp * (PIECE_BYTES / 4) : 0), job, label + i * PIECE);
+      }
+    }
+    if constexpr (STORE == 0) {
+      // 8 labels at a time, from the order of the sums to rows of dW.
+      label += r;
+      T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
+#pragma unroll
+      for (int j = 0; j < OWN / 8; j++) {
+        const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
+        const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
+        const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
+        if (job < JOBS && label + 8 * j < work.labels) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
+      }
     }
   }
+  if (STORE && one) bulk_wait<0>();
 }
 
 // The batch row at place `place` of a row of xt: the far slices after each other. Of 32 rows, places 8t to 8t + 7 are what lanes t of a warp

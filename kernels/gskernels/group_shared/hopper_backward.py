@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gskernels.cuda.launch import kernel
+from gskernels.cuda.launch import TensorMap, kernel, tensor_map
 from gskernels.group_shared import hopper
 from gskernels.group_shared.hopper import BARRIERS, GRAD_INPUT_THREADS, RESERVED, TILE
 from gskernels.group_shared.portable import Machine
@@ -71,7 +71,10 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
     # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
     overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
-    macros = {**rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap}
+    macros = {
+        **rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "BOX": ROWS, "STORE": 0,
+        "PIECE": unit, "PAIR": 0, "SLOTS": 4, "FOLLOW": 0, "SUM": 0,
+    }  # fmt: skip
     return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
 
 
@@ -112,21 +115,31 @@ def plan_for(problem: Problem, device: torch.device) -> Plan | None:
 def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
     device, dim, batch = x.get_device(), problem.dim, problem.batch
-    far = (plan.slices - int(plan.macros["RESIDENT"])) * ROWS  # batch rows of X^T that label blocks read from L2
+    macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
+    far = 0 if macros["PAIR"] else (plan.slices - macros["RESIDENT"]) * ROWS  # batch rows of X^T that label blocks read from L2
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, far) if far else None
-    progress = x.new_empty(2, dtype=torch.int32)
+    progress = x.new_empty(2 + 2 * plan.slices, dtype=torch.int32)
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
-    weights, grads = hopper.weight_map(layer, problem, min(int(plan.macros["G"]), 32)), hopper.label_map(grad_out, ROWS)
+    weights, grads = hopper.weight_map(layer, problem, min(macros["G"], 32)), hopper.label_map(grad_out, ROWS)
+    boxes, outputs = hopper.label_map(grad_out, macros["BOX"]), output_map(dw, macros)
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
     kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
-        max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, batch, dim, far)
+        max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, len(progress), batch, dim, far)
     )
-    args = (weights, grads, lists, partial, x, xt, dw, progress, batch, dim, problem.labels,
+    args = (weights, grads, boxes, outputs, lists, partial, dx, x, xt, dw, progress, batch, dim, problem.labels,
             plan.slices, plan.row_blocks)  # fmt: skip
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
-        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, 1 + macros["PAIR"], early=True
     )
-    hopper.add_parts(partial, dx, plan.macros, plan.slices, early=True)
+    if not macros["SUM"]:
+        hopper.add_parts(partial, dx, plan.macros, plan.slices, early=True)
     return dx, dw
+
+
+def output_map(dw: Tensor, macros: Mapping[str, int]) -> TensorMap:
+    """dW [L, K] in boxes of PIECE labels and 64 inputs, or the 16 of a warp."""
+    labels, fan_in = dw.shape
+    inputs = 64 if macros["STORE"] == 2 else 16
+    return tensor_map(dw, (fan_in, labels), (fan_in * 2,), (inputs, macros["PIECE"]), inputs * 2)
