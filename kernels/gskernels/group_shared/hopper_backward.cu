@@ -61,7 +61,7 @@ DEVICE void add_parts(u32 scratch, const float* __restrict__ partial, T* __restr
     for (int octet = share * 4 + wg; octet < dim / 8; octet += shares * 4) {
       float4 sum = {0, 0, 0, 0};
       const float4* from = reinterpret_cast<const float4*>(partial + (static_cast<i64>(slice) * dim + octet * 8) * 64) + piece;
-#pragma unroll 12
+#pragma unroll 10
       for (int p = 0; p < parts; p++) {
         const float4 v = __ldcg(from + static_cast<i64>(p) * slices * dim * 16);
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;

@@ -17,6 +17,9 @@
 // need not).
 #pragma once
 #include "hopper.cuh"
+#ifndef ABLATE  // for measurements: what is left out. 1: sums of a pair, 2: stores of dW, 4: dY
+#define ABLATE 0
+#endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace grad_weight {
@@ -134,8 +137,8 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, int fi
       pace.wait(place.label);
       if (one && first == 0) pace.tell(TILE * TILES);
     }
-    mbarrier_wait(s.empty(stage), parity);
-    if (one) {
+    if (!(ABLATE & 4)) mbarrier_wait(s.empty(stage), parity);
+    if (one && !(ABLATE & 4)) {
       mbarrier_expect(s.full(stage), STAGE_BYTES);
       tma_load(s.stage(stage), map, s.full(stage), place.label, first + place.row);
     }
@@ -198,7 +201,7 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
   // under way, and end here.
   auto multiply = [&](const u32 (&a)[4][4], int part, u32 offset, bool add, bool running) {
     if (running && !OVERLAP) drain(), running = false;
-    mbarrier_wait(s.full(stage), parity);
+    if (!(ABLATE & 4)) mbarrier_wait(s.full(stage), parity);
     const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
     wgmma_fence();
 #pragma unroll
@@ -226,7 +229,7 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     fence_async();
     if (STORE == 1) __syncwarp();
     else barrier(2 + wg, 128);
-    if (one && job < JOBS) tma_store(outputs, slot, job % PARTS * 64 + (STORE == 1 ? warp * 16 : 0), label);
+    if (one && job < JOBS && !(ABLATE & 2)) tma_store(outputs, slot, job % PARTS * 64 + (STORE == 1 ? warp * 16 : 0), label);
     if (one) bulk_commit();
   };
   const int rank = PAIR ? cluster_rank() : 0;
@@ -309,6 +312,7 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
       }
       const int me = wg * 4 + warp;
       const u32 place = s.slot((round * WARPGROUPS + wg) % SLOTS) + warp * (SLOT_BYTES / 4), mine = place + lane * 16;
+      if (!(ABLATE & 1)) {
       mbarrier_wait(s.taken(me), round & 1);
       if (lane == 0) mbarrier_expect(s.come(me), SLOT_BYTES / 4);
 #pragma unroll
@@ -319,13 +323,14 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
         const float4 v = load_sums(mine + i * 512);
         d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
       }
+      }
       label += rank * OWN;
       __syncwarp();  // all have read what the slot held
       if (STORE) {
         put(d, place, job, label);
         if (one) bulk_wait_read<0>();
       }
-      if (one) mbarrier_arrive_across(there + s.taken((me + 4 * SLOTS) % (4 * WARPGROUPS)));
+      if (one && !(ABLATE & 1)) mbarrier_arrive_across(there + s.taken((me + 4 * SLOTS) % (4 * WARPGROUPS)));
     } else if constexpr (STORE > 0) {
 #pragma unroll
       for (int i = 0; i < UNIT / PIECE; i++) {
@@ -344,7 +349,7 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
         const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
         const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
         const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
-        if (job < JOBS && label + 8 * j < work.labels) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
+        if (job < JOBS && label + 8 * j < ((ABLATE & 2) ? -1 - static_cast<int>(v.x & 1) : work.labels)) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
       }
     }
   }
