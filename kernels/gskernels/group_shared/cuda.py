@@ -93,7 +93,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
     with tune.device_of(x):
         plan = hopper_backward.plan_for(problem, x.device)
         if plan is not None:
-            return hopper_backward.backward(grad_out, x, layer, problem, plan)
+            return hopper_backward.backward(grad_out, x, layer, problem, plan, deterministic)
         if deterministic or hopper.supports(problem, BACKWARD, x.device):
             return grad_input(grad_out, layer, deterministic=deterministic), grad_weight(grad_out, x, layer)
         dx, dw = portable.gradients(grad_out, x, layer, problem, with_input=True)

@@ -62,3 +62,56 @@ DEVICE float4 load_sums(u32 at) {
 DEVICE void store_sums(u32 at, float4 v) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
+
+// ---- which steps a block takes ----
+
+// Of `all` steps every parts-th, but from the block's fixed-th on those whose numbers one of its warps draws from a counter in global memory:
+// multiprocessors differ in speed by 5 %, so with fixed shares all would wait for the slowest. That warp tells the others through
+// `words` in shared memory.
+struct Steps {
+  static constexpr int WORDS = 64, NONE = 1 << 30;
+  int part, parts, all, fixed;
+  u32 words;
+  // drawn: how many rounds; 0: each step has its block.
+  DEVICE Steps(int part_, int parts_, int all_, int drawn, u32 words_) : part(part_), parts(parts_), all(all_), words(words_) {
+    fixed = drawn > 0 ? max(0, all / parts - drawn) : NONE;
+  }
+  // By all threads of the block, before a barrier of the block.
+  DEVICE static void init(u32 words, int thread) {
+    if (thread < WORDS) asm volatile("st.shared.u32 [%0], %1;" ::"r"(words + thread * 4), "r"(~0u) : "memory");
+  }
+  // The block's i-th; from `all` on there is none.
+  DEVICE int step(int i) const { return fixed == NONE || i < fixed ? i * parts + part : told(i - fixed); }
+  DEVICE int told(u32 i) const {  // a word's lowest bit says which passage through them it is of
+    u32 word;
+    do {
+      asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(word) : "r"(words + i % WORDS * 4) : "memory");
+    } while ((word ^ i / WORDS) & 1);
+    return word >> 1;
+  }
+};
+
+// By one warp, `one` a lane of it. Numbers are asked for a step before they are told, and that is AHEAD steps before their turn.
+struct Draws {
+  static constexpr int AHEAD = 4;
+  const Steps& steps;
+  u32* counter;  // 0 at first, by the kernel before this one
+  bool one;
+  u32 came = 0;
+  DEVICE Draws(const Steps& steps_, u32* counter_, bool one_) : steps(steps_), counter(counter_), one(one_) {
+#pragma unroll 1
+    for (int i = -1 - AHEAD; i < 0; i++) before(i);
+  }
+  // Before the block's i-th step; then those to i + AHEAD are told.
+  DEVICE void before(int i) {
+    const int n = i + AHEAD - steps.fixed;
+    if (n < -1) return;
+    if (n == -1) wait_for_earlier();
+    if (one) {
+      const u32 at = n, word = (steps.fixed * steps.parts + came) << 1 | (at / Steps::WORDS & 1);
+      if (n >= 0) asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(steps.words + at % Steps::WORDS * 4), "r"(word) : "memory");
+      came = atomicAdd(counter, 1u);
+    }
+    __syncwarp();
+  }
+};

@@ -9,19 +9,19 @@
 #include "hopper_backward.cuh"
 #include "hopper_grad_input.cuh"
 
+#ifndef ROWS_AHEAD
+#define ROWS_AHEAD 2
+#endif
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // As grad_input::Whole, at a pace.
 struct Paced {
-  grad_input::Whole whole;
   grad_weight::Pace pace;
   static constexpr int OFTEN = 4;  // tiles
-  DEVICE void ready(int tile) const {
+  DEVICE void ready(int tile, int label) const {
     if (tile % OFTEN) return;
-    pace.wait(whole.work.label(tile));
-    if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, whole.work.tiles - tile));
+    pace.wait(label);
+    if (elect()) pace.tell(grad_weight::TILE * OFTEN);
   }
-  DEVICE void done(int) const {}
-  DEVICE int2 at(int tile) const { return whole.at(tile); }
 };
 
 constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
@@ -31,7 +31,7 @@ constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
 // too long. So nobody need run at the same time as others: who comes last takes what these left. Barriers 1 to 5.
 DEVICE void add_parts(u32 scratch, const float* __restrict__ partial, T* __restrict__ dx, u64* state, int part, int parts, int slice, int slices,
                       int batch, int dim, int thread) {
-  constexpr int MOST = 48, LOOKS = 1 << 8;
+  constexpr int MOST = 48, LOOKS = 1 << 8, AT_ONCE = 12;
   const int shares = min(parts, MOST), wg = thread / 128, piece = thread % 128;
   __threadfence();
   barrier(1, CONSUMERS);
@@ -61,10 +61,14 @@ DEVICE void add_parts(u32 scratch, const float* __restrict__ partial, T* __restr
     for (int octet = share * 4 + wg; octet < dim / 8; octet += shares * 4) {
       float4 sum = {0, 0, 0, 0};
       const float4* from = reinterpret_cast<const float4*>(partial + (static_cast<i64>(slice) * dim + octet * 8) * 64) + piece;
-#pragma unroll 10
-      for (int p = 0; p < parts; p++) {
-        const float4 v = __ldcg(from + static_cast<i64>(p) * slices * dim * 16);
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+#pragma unroll 1
+      for (int p = 0; p < parts; p += AT_ONCE) {
+        float4 v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) v[i] = p + i < parts ? __ldcg(from + static_cast<i64>(p + i) * slices * dim * 16) : sum;
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+          if (p + i < parts) sum.x += v[i].x, sum.y += v[i].y, sum.z += v[i].z, sum.w += v[i].w;
       }
       const u32 to = square + (piece % 16 / 4 * 16 + piece % 4 * 2) * 48 + piece / 16 * 4;  // a piece: rows b, b + 1, b + 8, b + 9
       const float all[4] = {sum.x, sum.y, sum.z, sum.w};
@@ -83,59 +87,80 @@ DEVICE void add_parts(u32 scratch, const float* __restrict__ partial, T* __restr
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap boxes,
-                const __grid_constant__ TensorMap outputs, const u16* __restrict__ lists, float* __restrict__ partial, T* __restrict__ dx,
-                const T* __restrict__ x, const T* __restrict__ xt, T* __restrict__ dw, u32* __restrict__ progress, int batch, int dim,
-                int labels, int slices, int row_blocks) {
+hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap outputs,
+                const u16* __restrict__ lists, float* __restrict__ partial, T* __restrict__ dx, const T* __restrict__ x,
+                const T* __restrict__ xt, T* __restrict__ dw, u32* __restrict__ progress, int batch, int dim, int labels, int slices, int row_blocks,
+                int rows_drawn, int labels_drawn, int rows_lead, int labels_lead
+#ifdef STAMP
+                , u64* __restrict__ stamps
+#endif
+                ) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, block = blockIdx.x, warp = (thread - CONSUMERS) / 32;
   const bool owns_rows = block < row_blocks, both = row_blocks > 0 && row_blocks < gridDim.x;
   const grad_input::Layout rows(shared_address(shared), dim);
   const grad_weight::Layout places{shared_address(shared)};
-  constexpr int TEAM = PAIR ? 2 : 1;  // blocks that own the same labels
   // Made anew in each branch: what lives across them takes registers of the loading warps.
-  auto tiles = [&] { return grad_input::Work(block / slices, row_blocks / slices, labels); };
-  auto steps = [&] { return grad_weight::Work((block - row_blocks) / TEAM, (gridDim.x - row_blocks) / TEAM, labels, PAIR ? RESIDENT : slices); };
-  auto first = [&] { return PAIR && block % 2 ? RESIDENT * 64 : 0; };
-  auto pace = [&] { return (grad_weight::PACE << 20) / (slices * 128); };
+  auto tiles = [&] { return grad_input::Work(rows, block / slices, row_blocks / slices, labels, rows_drawn); };
+  auto steps = [&] { return grad_weight::Work(places, block - row_blocks, gridDim.x - row_blocks, labels, slices, labels_drawn); };
+#ifdef STAMP
+  u64* const mark = stamps + block * 8;
+  auto stamp = [&](int i) {
+    if (thread == 0) {
+      u64 t;
+      asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t)::"memory");
+      mark[i] = t;
+    }
+  };
+  if (thread == 0) {
+    u32 sm;
+    asm volatile("mov.u32 %0, %smid;" : "=r"(sm)::"memory");
+    mark[6] = sm, mark[7] = clock64();
+  }
+  stamp(0);
+#else
+  auto stamp = [](int) {};
+#endif
+  u32* const counters = progress + 2 + 2 * slices;  // of the row blocks of each slice, of label blocks
+  if (START && thread < CONSUMERS + 96 && thread % 32 == 0 && thread >= CONSUMERS)
+    asm volatile("prefetch.tensormap [%0];" ::"l"(warp == 0 ? &grads : warp == 1 ? &weights : &outputs) : "memory");
   start_next();  // the sum of the row blocks' parts, once all of this runs: it waits
   if (owns_rows) rows.init(thread);
   else places.init(thread);
-  if (PAIR && !owns_rows) cluster_arrive();
   __syncthreads();
   if (thread < CONSUMERS) {
     more_registers<112>();
+    stamp(1);
     if (owns_rows) {
       grad_input::consume<4>(rows, tiles(), dim, thread);
+      stamp(2);
       grad_input::write<4>(rows, partial + static_cast<i64>(block) * dim * 64, dim, thread);
+      stamp(3);
       if (SUM)
         add_parts(rows.sums(), partial, dx, reinterpret_cast<u64*>(progress + 2) + block % slices, block / slices, row_blocks / slices,
                   block % slices, slices, batch, dim, thread);
     } else {
-      grad_weight::weigh(places, steps(), x, xt, lists, dw, &outputs, first(), batch, dim);
+      grad_weight::weigh(places, steps(), x, xt, lists, dw, &outputs, batch, dim);
     }
+    stamp(4);
+#ifdef STAMP
+    if (thread == 0) mark[7] = clock64() - mark[7];
+#endif
   } else {
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
       if (warp == 0)
-        grad_input::load_grads<2>(rows, &grads, work, Paced{{work, block % slices * 64}, {progress, progress + 1, 1u, pace() + FOLLOW, labels, both}});
+        grad_input::load_grads<ROWS_AHEAD>(rows, &grads, work, block % slices * 64,
+                                  Paced{{progress, progress + 1, 1u, rows_lead, labels, both}}, counters + block % slices);
       else if (warp <= 2) grad_input::load_weights<2>(rows, &weights, lists, work, warp - 1);
-    } else {
-      if (PAIR) cluster_wait();
-      if (warp == 0)
-        grad_weight::load(places, &boxes, steps(), first(),
-                          {progress + 1, progress, static_cast<u32>(slices), FOLLOW ? -FOLLOW : pace(), labels, both});
+    } else if (warp == 0) {
+      grad_weight::load(places, &grads, steps(), {progress + 1, progress, static_cast<u32>(slices), labels_lead, labels, both}, counters + slices);
     }
-  }
-  if (PAIR && !owns_rows) {  // nobody ends while the other may still write here
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
   }
 }
 
-// Before it: progress [2 + 2 slices] = 0; xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
+// Before it: progress [3 + 3 slices] = 0; xt [dim][stride] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero beyond the batch. A block
 // of 256 threads makes a square of 32 x 32.
 extern "C" __global__ void __launch_bounds__(256)
 hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int words, int batch, int dim, int stride) {

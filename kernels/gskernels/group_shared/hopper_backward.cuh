@@ -10,15 +10,18 @@
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
 // RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
-// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), BOX (rows of a
-// stage: 64 or 32), STORE (dW leaves 0: from registers, 1: by the copy engine from each warp, 2: from the warpgroup), PIECE (labels that leave
-// together), PAIR (1: two neighbouring blocks, a cluster, own the same labels, half of the batch each, all resident: each sends the sums
-// of half of a job's labels to the other), SLOTS (places for those), FOLLOW (labels that blocks of this kind stay behind the others; 0: they
-// need not).
+// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), STORE (dW leaves 0: from
+// registers, 1: by the copy engine from each warp, 2: from the warpgroup), PIECE (labels that leave together).
 #pragma once
 #include "hopper.cuh"
-#ifndef ABLATE  // for measurements: what is left out. 1: sums of a pair, 2: stores of dW, 4: dY
+#ifndef ABLATE  // for measurements: what is left out. 2: stores of dW, 4: dY, 8: far slices
 #define ABLATE 0
+#endif
+#ifndef ASK  // a far slice's registers are filled again 0: once its product is over, 1: at once, 2: as 0, but a job's last behind its stores
+#define ASK 0
+#endif
+#ifndef START
+#define START 0
 #endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -30,17 +33,11 @@ constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
-constexpr int STAGE_BYTES = BOX * TILE * 2, SPLIT = ROWS / BOX; // stages of a slice
+constexpr int STAGE_BYTES = ROWS * TILE * 2;
 constexpr int BUFFERS = CHUNK ? CHUNK : 1;
-constexpr int OWN = PAIR ? UNIT / 2 : UNIT;                     // labels of a job that the block stores
-constexpr int PIECE_BYTES = PIECE * 128;                        // of dW, as a warpgroup stores it: 64 inputs
-// Sums on their way from the other block of a pair; else, or in their place, pieces of dW on theirs.
-constexpr int SLOT_BYTES = PAIR ? OWN * 256 : STORE ? PIECE_BYTES : 0;
-constexpr int PACE = 4;                                         // MB of dY that blocks of a kind may be ahead of the others
+constexpr int PIECE_BYTES = STORE ? PIECE * 128 : 0;            // of dW, as a warpgroup stores it: 64 inputs
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
 static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
-static_assert(!PAIR || (CHUNK == 0 && WARPGROUPS % SLOTS == 0 && PIECE == OWN && STORE < 2));
-static_assert(PAIR || SLOTS == WARPGROUPS);
 
 // Slices in the order of their places in the batch: near ones (in shared memory) and far ones in turns, as long as there are both in the
 // first chunk, so that few wait in registers at once; then the others. Of a place there: which kind, and number of its kind.
@@ -49,52 +46,29 @@ DEVICE constexpr bool is_near(int place) { return place < 2 * TURNS ? place % 2 
 DEVICE constexpr int number(int place) { return place < 2 * TURNS ? place / 2 : is_near(place) ? place - TURNS : place - RESIDENT; }
 DEVICE constexpr int near_place(int q) { return q < TURNS ? 2 * q : q + TURNS; }
 
-// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, slices of X^T.
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, words of `Steps`, stages, pieces of dW on their way, slices of X^T.
 struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
   DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
-  // Of a pair, for each warp: sums from the other block have come; that block has taken those that were in the slot before.
-  DEVICE u32 come(int warp) const { return at + 512 + warp * 8; }
-  DEVICE u32 taken(int warp) const { return at + 640 + warp * 8; }
+  DEVICE u32 words() const { return at + 512; }
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
-  DEVICE u32 slot(int i) const { return stage(RING) + i * SLOT_BYTES; }
-  DEVICE u32 inputs() const { return slot(SLOTS); }
+  DEVICE u32 piece(int wg) const { return stage(RING) + wg * PIECE_BYTES; }
+  DEVICE u32 inputs() const { return piece(WARPGROUPS); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
     if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
-    if (PAIR && thread < 4 * WARPGROUPS) {
-      mbarrier_init(come(thread), 1), mbarrier_init(taken(thread), 1);
-      if (thread < 4 * SLOTS) mbarrier_arrive(taken(thread));
-    }
+    Steps::init(words(), thread);
     mbarrier_fence();
   }
 };
 
-// What a block does: `rounds` times `slices` times TILES stages, in this order.
-struct Work {
-  int block, blocks, labels, slices, rounds;
-  DEVICE Work(int block_, int blocks_, int labels_, int slices_) : block(block_), blocks(blocks_), labels(labels_), slices(slices_) {
-    const int steps = cdiv(labels, TILE * TILES);
-    rounds = (steps > block ? cdiv(steps - block, blocks) : 0) * ROUNDS;
-  }
-  DEVICE int label(int round, int tile) const { return ((block + round / ROUNDS * blocks) * TILES + tile) * TILE; }
-  DEVICE int stages() const { return rounds * slices * SPLIT * TILES; }
-};
-
-// Where in dY a stage begins. It is counted on: one warp asks for everything, and a division would take it longer than the rest.
-struct Place {
-  int label, row = 0, tile = 0, again = 0;
-  DEVICE explicit Place(const Work& work) : label(work.block * (TILES * TILE)) {}
-  DEVICE void advance(const Work& work) {
-    label += TILE;
-    if (++tile < TILES) return;
-    tile = 0, label -= TILES * TILE;
-    if ((row += BOX) < work.slices * ROWS) return;
-    row = 0;
-    if (++again < ROUNDS) return;
-    again = 0, label += work.blocks * (TILES * TILE);
-  }
+// What a block does in each of its steps: ROUNDS times `slices` times TILES stages, in this order.
+struct Work : Steps {
+  int labels, slices;
+  DEVICE Work(const Layout& s, int part, int parts, int labels_, int slices_, int drawn)
+      : Steps(part, parts, cdiv(labels_, TILE * TILES), drawn, s.words()), labels(labels_), slices(slices_) {}
+  DEVICE static int label(int step, int tile) { return (step * TILES + tile) * TILE; }
 };
 
 // How far blocks of a kind may be ahead of the others, so that what one kind reads of dY is in L2 for the other. Only a hint: who has
@@ -125,25 +99,31 @@ struct Pace {
   DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
 };
 
-// By one warp: dY from row `first` on, boxes of BOX x 64.
-DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, int first, const Pace& pace) {
+// By one warp: dY, boxes of 64 x 64. counter: of `Draws`.
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace, u32* counter) {
   const bool one = elect();
-  const int all = work.stages();
-  Place place(work);
-  int stage = 0, parity = 1;
+  int stage = 0, parity = 1, label;
+  Draws draws(work, counter, one);
 #pragma unroll 1
-  for (int i = 0; i < all; i++) {
-    if (place.row == 0 && place.tile == 0 && place.again == 0) {
-      pace.wait(place.label);
-      if (one && first == 0) pace.tell(TILE * TILES);
+  for (int i = 0; (label = work.label(work.step(i), 0)) < work.labels; i++) {
+    draws.before(i);
+    pace.wait(label);
+    if (one) pace.tell(TILE * TILES);
+#pragma unroll 1
+    for (int round = 0; round < ROUNDS; round++) {
+#pragma unroll 1
+      for (int row = 0; row < work.slices * ROWS; row += ROWS) {
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+          if (!(ABLATE & 4)) mbarrier_wait(s.empty(stage), parity);
+          if (one && !(ABLATE & 4)) {
+            mbarrier_expect(s.full(stage), STAGE_BYTES);
+            tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, row);
+          }
+          if (++stage == RING) stage = 0, parity ^= 1;
+        }
+      }
     }
-    if (!(ABLATE & 4)) mbarrier_wait(s.empty(stage), parity);
-    if (one && !(ABLATE & 4)) {
-      mbarrier_expect(s.full(stage), STAGE_BYTES);
-      tma_load(s.stage(stage), map, s.full(stage), place.label, first + place.row);
-    }
-    place.advance(work);
-    if (++stage == RING) stage = 0, parity ^= 1;
   }
 }
 
@@ -164,25 +144,25 @@ DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the 
   return o;
 }
 
-// By the block's first WARPGROUPS warpgroups, for batch rows from `from` on. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at`
-// says, ready once the previous kernel is over. outputs: dW in boxes as they are stored. Barriers 1 to 5 are theirs.
+// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at` says, ready once the previous kernel
+// is over. outputs: dW in boxes as they are stored. Barriers 1 to 5 are theirs.
 DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
-                  T* __restrict__ dw, const TensorMap* outputs, int from, int batch, int dim) {
-#pragma unroll 1
-  for (int q = 0; q < RESIDENT; q++)
-    load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, from + near_place(q) * ROWS, batch, dim);
-  if (CHUNK) wait_for_earlier();  // which wrote xt
-  if (PAIR) cluster_wait();       // the other block's barriers are there
-  barrier(1, WARPGROUPS * 128);
+                  T* __restrict__ dw, const TensorMap* outputs, int batch, int dim) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
   const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
   const u32 nothing = dim % 64, pitch = (work.slices - RESIDENT) * (ROWS * 2);
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
   // The inputs of the warp's 16 rows of a job, a lane one of them.
   auto inputs_of = [&](int round) -> u32 {
-    const int job = min(job_of(round), JOBS - 1), label = work.label(round, tile) + job / PARTS * UNIT;
+    const int job = min(job_of(round), JOBS - 1), label = work.label(work.step(round / ROUNDS), tile) + job / PARTS * UNIT;
     return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
   };
+  u32 next = inputs_of(0), after = inputs_of(1);
+#pragma unroll 1
+  for (int q = 0; q < RESIDENT; q++)
+    load_slice<WARPGROUPS * 4, START ? 6 : 3>(s.inputs() + q * dim * 128, x, near_place(q) * ROWS, batch, dim);
+  if (CHUNK) wait_for_earlier();  // which wrote xt
+  barrier(1, WARPGROUPS * 128);
   auto row_of = [&](u32 input) { return input * pitch + t * 16; };  // in xt
   // Of two inputs 64 batch rows: what the lane needs of a slice.
   auto fetch = [&](uint4 (&to)[4], u32 first, u32 second, int at) {
@@ -197,23 +177,21 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     if (lane == 0) mbarrier_arrive(taken);
   };
   auto drain = [&] { wgmma_wait<0>(), give_back(); };
-  // Begins the products of the next stage, part `part` of a slice, whose first operand is there. running: those of the stage before are
-  // under way, and end here.
-  auto multiply = [&](const u32 (&a)[4][4], int part, u32 offset, bool add, bool running) {
+  // Begins the products of the next stage, whose first operand is there. running: those of the stage before are under way, and end here.
+  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add, bool running) {
     if (running && !OVERLAP) drain(), running = false;
     if (!(ABLATE & 4)) mbarrier_wait(s.full(stage), parity);
     const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < BOX / 16; k++) Wgmma<T, UNIT, 1>::rs(d, a[part * (BOX / 16) + k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
+    for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
     wgmma_commit();
     if (running) wgmma_wait<1>(), give_back();
     taken = s.empty(stage);
     if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
   };
 
-  // PIECE labels of dW, by the copy engine: by a warp its 16 inputs, or by the warpgroup 64. `slot` is free to write to; `one` waits for
-  // what it holds to be read.
+  // PIECE labels of dW, by the copy engine: by a warp its 16 inputs, or by the warpgroup 64. `slot` is free to write to.
   const bool one = elect() && (STORE != 2 || warp == 0);
   auto put = [&](const float* v, u32 slot, int job, int label) {
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
@@ -232,14 +210,13 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     if (one && job < JOBS && !(ABLATE & 2)) tma_store(outputs, slot, job % PARTS * 64 + (STORE == 1 ? warp * 16 : 0), label);
     if (one) bulk_commit();
   };
-  const int rank = PAIR ? cluster_rank() : 0;
-  const u32 there = PAIR ? across(s.at, rank ^ 1) : 0;
-  u32 next = inputs_of(0), after = inputs_of(1);
   uint4 early[BUFFERS][4];
   u32 first, second;
   auto point = [&](u32 inputs) { first = row_of(__shfl_sync(~0u, inputs, r)), second = row_of(__shfl_sync(~0u, inputs, r + 8)); };
   point(next);
-  auto refill = [&](int q) { fetch(early[q], first, second, q * 128); };
+  auto refill = [&](int q) {
+    if (!(ABLATE & 8)) fetch(early[q], first, second, q * 128);
+  };
   auto take = [&](u32 (&a)[4][4], const uint4 (&from)[4]) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -253,7 +230,9 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
 #pragma unroll
   for (int q = 0; q < CHUNK; q++) refill(q);
 #pragma unroll 1
-  for (int round = 0; round < work.rounds; round++) {
+  for (int round = 0;; round++) {
+    const int step = work.step(round / ROUNDS);
+    if (step >= work.all) break;
     const int job = job_of(round);
     const u32 now = next, offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
     next = after, after = inputs_of(round + 2);
@@ -272,15 +251,13 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
           load_matrices(a[k], s.inputs() + number(i) * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
       } else {
         take(a, early[number(i)]);
+        if (ASK == 1) refill(number(i));
       }
-#pragma unroll
-      for (int part = 0; part < SPLIT; part++) {
-        multiply(a, part, offset, i + part > 0, i + part > 0);
-        if (part == 0 && i > 0 && !is_near(i - 1)) refill(number(i - 1));
-      }
+      multiply(a, offset, i > 0, i > 0);
+      if (ASK != 1 && i > 0 && !is_near(i - 1)) refill(number(i - 1));
     }
     drain();
-    if (CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
+    if ((!ASK || ASK == 2 && chunks > 1) && CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
     if (CHUNK) {
 #pragma unroll 1
       for (int chunk = 1; chunk < chunks; chunk++) {
@@ -289,63 +266,31 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
         for (int q = 0; q < CHUNK; q++) {
           u32 a[4][4];
           take(a, early[q]);
-#pragma unroll
-          for (int part = 0; part < SPLIT; part++) {
-            multiply(a, part, offset, true, q + part > 0);
-            if (part == 0 && q > 0) refill(q - 1);
-          }
+          if (ASK == 1) refill(q);
+          multiply(a, offset, true, q > 0);
+          if (ASK != 1 && q > 0) refill(q - 1);
         }
         drain();
-        refill(CHUNK - 1);
+        if (!ASK || ASK == 2 && chunk + 1 < chunks) refill(CHUNK - 1);
       }
     }
-    int label = work.label(round, tile) + job / PARTS * UNIT;
-    if constexpr (PAIR) {
-      // The first half of the job's labels is this block's if its rank is 0, the second else; the other half's sums go across.
-      constexpr int HALF = UNIT / 4;
-      float4 others[UNIT / 16];
-      float* const other = reinterpret_cast<float*>(others);
-#pragma unroll
-      for (int i = 0; i < HALF; i++) {
-        const float low = d[i], high = d[HALF + i];
-        d[i] = rank ? high : low, other[i] = rank ? low : high;
-      }
-      const int me = wg * 4 + warp;
-      const u32 place = s.slot((round * WARPGROUPS + wg) % SLOTS) + warp * (SLOT_BYTES / 4), mine = place + lane * 16;
-      if (!(ABLATE & 1)) {
-      mbarrier_wait(s.taken(me), round & 1);
-      if (lane == 0) mbarrier_expect(s.come(me), SLOT_BYTES / 4);
-#pragma unroll
-      for (int i = 0; i < UNIT / 16; i++) store_across(there + mine + i * 512, others[i], there + s.come(me));
-      mbarrier_wait(s.come(me), round & 1);
-#pragma unroll
-      for (int i = 0; i < UNIT / 16; i++) {
-        const float4 v = load_sums(mine + i * 512);
-        d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
-      }
-      }
-      label += rank * OWN;
-      __syncwarp();  // all have read what the slot held
-      if (STORE) {
-        put(d, place, job, label);
-        if (one) bulk_wait_read<0>();
-      }
-      if (one && !(ABLATE & 1)) mbarrier_arrive_across(there + s.taken((me + 4 * SLOTS) % (4 * WARPGROUPS)));
-    } else if constexpr (STORE > 0) {
+    int label = work.label(step, tile) + job / PARTS * UNIT;
+    if constexpr (STORE > 0) {
 #pragma unroll
       for (int i = 0; i < UNIT / PIECE; i++) {
         if (one) bulk_wait_read<0>();  // of the piece before
         if (STORE == 1) __syncwarp();
         else barrier(2 + wg, 128);
-        put(d + i * (PIECE / 2), s.slot(wg) + (STORE == 1 ? warp * (PIECE_BYTES / 4) : 0), job, label + i * PIECE);
+        put(d + i * (PIECE / 2), s.piece(wg) + (STORE == 1 ? warp * (PIECE_BYTES / 4) : 0), job, label + i * PIECE);
       }
     }
+    if (ASK == 2 && CHUNK) refill(CHUNK - 1);
     if constexpr (STORE == 0) {
       // 8 labels at a time, from the order of the sums to rows of dW.
       label += r;
       T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
 #pragma unroll
-      for (int j = 0; j < OWN / 8; j++) {
+      for (int j = 0; j < UNIT / 8; j++) {
         const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
         const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
         const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);

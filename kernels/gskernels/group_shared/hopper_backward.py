@@ -27,6 +27,8 @@ TILE_BYTES = ROWS * TILE * 2
 LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels: for each tile that it is at, and in all
 MOST_RESIDENT = 4  # slices of X^T there
 MOST_FAR = 4  # slices that come from L2: of larger batches one kernel after the other is faster
+DRAWN = 0.1  # of all rounds
+LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 # What takes a block how long, in one unit, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
 # once, and for 64 rows. Labels, for 64 inputs: each label; 64 rows of the labels multiplied at once, near or far.
 ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 335, 64: 677, 128: 1338}
@@ -38,6 +40,8 @@ class Plan:
     """macros: of the kernel. shared_bytes: of a block. slices: of 64 batch rows.
 
     row_blocks: that own a slice, a multiple of `slices`. label_blocks: that own labels.
+    drawn: rounds, at the end, whose steps are drawn from a counter, for blocks of rows and of labels.
+    lead: labels that these may be ahead of the others; -n: that they stay behind.
     """
 
     macros: Mapping[str, int | str]
@@ -45,6 +49,8 @@ class Plan:
     slices: int
     row_blocks: int
     label_blocks: int
+    drawn: tuple[int, int]
+    lead: tuple[int, int]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -72,10 +78,12 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
     overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
     macros = {
-        **rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "BOX": ROWS, "STORE": 0,
-        "PIECE": unit, "PAIR": 0, "SLOTS": 4, "FOLLOW": 0, "SUM": 0,
+        **rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "STORE": 0, "PIECE": unit, "SUM": 0,
     }  # fmt: skip
-    return Plan(macros, shared, rows.slices, row_blocks, label_blocks)
+    steps = cdiv(problem.labels, max(TILE, int(rows.macros["G"]))), cdiv(problem.labels, TILE * tiles)
+    drawn = int(steps[0] / (row_blocks // rows.slices) * DRAWN), int(steps[1] / label_blocks * DRAWN)
+    lead = LEAD // (rows.slices * 128)
+    return Plan(macros, shared, rows.slices, row_blocks, label_blocks, drawn, (lead, lead))
 
 
 def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None:
@@ -112,29 +120,34 @@ def plan_for(problem: Problem, device: torch.device) -> Plan | None:
     return None if gpu is None else plan_of(problem, gpu)
 
 
-def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
-    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
-    device, dim, batch = x.get_device(), problem.dim, problem.batch
+def backward(
+    grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan, deterministic: bool = False
+) -> tuple[Tensor, Tensor]:
+    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes.
+
+    deterministic: dx is summed in an order fixed by the shape and the GPU model; dw is in any case.
+    """
+    device, dim, batch, slices = x.get_device(), problem.dim, problem.batch, plan.slices
     macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
-    far = 0 if macros["PAIR"] else (plan.slices - macros["RESIDENT"]) * ROWS  # batch rows of X^T that label blocks read from L2
+    far = (slices - macros["RESIDENT"]) * ROWS  # batch rows of X^T that label blocks read from L2
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, far) if far else None
-    progress = x.new_empty(2 + 2 * plan.slices, dtype=torch.int32)
+    progress = x.new_empty(3 + 3 * slices, dtype=torch.int32)
     partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     weights, grads = hopper.weight_map(layer, problem, min(macros["G"], 32)), hopper.label_map(grad_out, ROWS)
-    boxes, outputs = hopper.label_map(grad_out, macros["BOX"]), output_map(dw, macros)
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
     kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
         max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, len(progress), batch, dim, far)
     )
-    args = (weights, grads, boxes, outputs, lists, partial, dx, x, xt, dw, progress, batch, dim, problem.labels,
-            plan.slices, plan.row_blocks)  # fmt: skip
+    drawn = (0, 0) if deterministic else plan.drawn
+    args = (weights, grads, output_map(dw, macros), lists, partial, dx, x, xt, dw, progress, batch, dim, problem.labels,
+            slices, plan.row_blocks, *drawn, *plan.lead)  # fmt: skip
     kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
-        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, 1 + macros["PAIR"], early=True
+        plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
     )
     if not macros["SUM"]:
-        hopper.add_parts(partial, dx, plan.macros, plan.slices, early=True)
+        hopper.add_parts(partial, dx, plan.macros, slices, early=True)
     return dx, dw
 
 

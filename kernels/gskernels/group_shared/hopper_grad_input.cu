@@ -13,17 +13,18 @@ hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_consta
   using namespace grad_input;
   const int thread = threadIdx.x;
   const Layout layout(shared_address(shared), dim);
-  const Work work(blockIdx.x / slices, gridDim.x / slices, labels);
+  auto tiles = [&] { return Work(layout, blockIdx.x / slices, gridDim.x / slices, labels); };  // anew in each branch, to save registers
   layout.init(thread);
   __syncthreads();
   if (thread < ADDERS) {
     more_registers<112>();
-    consume<WARPGROUPS>(layout, work, dim, thread);
+    consume<WARPGROUPS>(layout, tiles(), dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
   } else {
     fewer_registers<32>();
+    const Work work = tiles();
     const int warp = (thread - ADDERS) / 32;
-    if (warp == 0) load_grads<2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
+    if (warp == 0) load_grads<2>(layout, &grads, work, blockIdx.x % slices * 64, Whole{}, nullptr);
     else if (warp <= 2) load_weights<2>(layout, &weights, lists, work, warp - 1);
   }
 }
