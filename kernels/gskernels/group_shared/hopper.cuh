@@ -37,6 +37,32 @@ template <int WARPS, int AT_ONCE> DEVICE void load_slice(u32 to, const T* __rest
   }
 }
 
+// The same by the copy engine, in two steps, by GROUPS warpgroups of which this is number `group`. Squares of 64 rows x 64 inputs:
+// asked for by one lane (`x` is a map of boxes of 64 x 64, `came` a barrier of its own);
+template <int GROUPS> DEVICE void ask_slice(u32 to, const TensorMap* x, u32 came, int group, int first, int dim) {
+  const int squares = dim / 64, mine = cdiv(squares - group, GROUPS);
+  if (mine > 0) mbarrier_expect(came, mine * 8192);
+#pragma unroll 1
+  for (int s = group; s < squares; s += GROUPS) tma_load(to + s * 8192, x, came, s * 64, first);
+}
+// and transposed in their place by the warpgroup, where a warp takes 16 inputs. `turn`: a barrier of the block, free for it.
+template <int GROUPS> DEVICE void turn_slice(u32 to, u32 came, int group, int turn, int warp, int lane, int dim) {
+  const int squares = dim / 64;
+  if (group < squares) mbarrier_wait(came, 0);
+  const int line = lane & 7, column = 2 * warp + (lane >> 3 & 1), half = lane >> 4;  // of the matrix whose address this lane gives
+#pragma unroll 1
+  for (int s = group; s < squares; s += GROUPS) {
+    const u32 square = to + s * 8192;
+    u32 v[4][4];
+#pragma unroll
+    for (int q = 0; q < 4; q++) load_matrices_transposed(v[q], square + ((2 * q + half) * 8 + line) * 128 + ((column ^ line) << 4));
+    barrier(turn, 128);
+#pragma unroll
+    for (int q = 0; q < 4; q++)
+      store_matrices(square + (column * 8 + line) * 128 + (((2 * q + half) ^ line) << 4), v[q][0], v[q][1], v[q][2], v[q][3]);
+  }
+}
+
 // 64 inputs of a list for a warp's 16 rows: what wgmma takes as its first operand, 16 inputs at a time.
 DEVICE void gather(u32 (&a)[4][4], u32 xt, const u16* list, int piece, int lane) {
   const int k_of_lane = ((lane >> 4) << 3) + (lane & 7);

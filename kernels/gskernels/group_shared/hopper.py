@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gskernels.choices import Config
+from gskernels.cuda.counters import counters
 from gskernels.cuda.launch import TensorMap, kernel, tensor_map
 from gskernels.group_shared import portable
 from gskernels.group_shared.portable import Machine
@@ -186,6 +187,12 @@ def weight_map(layer: Layer, problem: Problem, labels: int) -> TensorMap:
     return tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, labels), 128)
 
 
+def row_map(x: Tensor) -> TensorMap:
+    """[B, D] in boxes of 64 rows and 64 inputs."""
+    batch, dim = x.shape
+    return tensor_map(x, (dim, batch), (dim * 2,), (64, 64), 128)
+
+
 def label_map(y: Tensor, rows: int) -> TensorMap:
     """[B, L] in boxes of `rows` rows and 64 labels."""
     batch, labels = y.shape
@@ -213,10 +220,11 @@ def _forward(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> Tensor:
     y = x.new_empty(problem.batch, problem.labels)
     weights = weight_map(layer, problem, TILE)
     logits = label_map(y, 16) if plan.macros["WIDE"] == 1 else _wide_label_map(y)
-    args = (weights, logits, x, lists(layer), layer.bias, problem.batch, problem.dim, problem.labels,
-            plan.slices)  # fmt: skip
-    launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, x.get_device())
-    launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
+    device = x.get_device()
+    args = (weights, logits, row_map(x), lists(layer), layer.bias, counters(plan.slices, device), problem.dim,
+            problem.labels)  # fmt: skip
+    launcher = kernel("group_shared/hopper_forward.cu", "hopper_forward", plan.macros, device)
+    launcher.launch((plan.slices, plan.blocks // plan.slices), plan.threads, args, plan.shared_bytes)
     return y
 
 

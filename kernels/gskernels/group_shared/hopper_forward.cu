@@ -7,6 +7,8 @@
 // memory by the copy engine, WIDE tiles at once, so that 128 or 256 bytes of a row go together: the wider, the faster memory
 // takes them. No warp waits for another but to multiply.
 //
+// Units of work have an owner, but the last DRAWN rounds of them are drawn from a counter by whoever comes first.
+//
 // Macros: ELEMENT, K (multiple of 64), G (16, 32 or 64 labels that share a list; 64 stands for every multiple of it), LIST
 // (labels of a real group), WARPGROUPS, STAGES, BIAS (0, 1), WIDE (1; 2 if `y` is a map of [batch][labels / 64][64]).
 #include "hopper.cuh"
@@ -17,43 +19,75 @@ constexpr int THREADS = WARPGROUPS * 160;
 // Products whose rows of X^T are in registers at once: 16 registers each.
 constexpr int TOGETHER = (WARPGROUPS > 3 || CHUNKS > 1) && PRODUCTS > 2 ? 2 : PRODUCTS;
 
+constexpr int DRAWN = 4;
+constexpr int AHEAD = 8;  // units: more than the warp which loads is ahead
+static_assert(STAGES < AHEAD);
+
 DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
+// A column of the grid has a slice, a row of it is a part of the labels. counters: one a slice, zero before and after.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap y, const T* __restrict__ x,
-               const u16* __restrict__ lists, const T* __restrict__ bias, int batch, int dim, int labels, int slices) {
+hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap y, const __grid_constant__ TensorMap x,
+               const u16* __restrict__ lists, const T* __restrict__ bias, u32* __restrict__ counters, int dim, int labels) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  __shared__ __align__(8) u64 barriers[2 * WARPGROUPS * STAGES];
+  __shared__ __align__(8) u64 barriers[WARPGROUPS][2 * STAGES + 1];
+  __shared__ int units_of[WARPGROUPS][AHEAD];
   // The same for all lanes, and the compiler knows: what follows from it goes to uniform registers.
   const int number = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const bool loads = number >= WARPGROUPS * 4;
   const int group = loads ? number - WARPGROUPS * 4 : number / 4, warp = number % 4;
-  const int slice = blockIdx.x % slices, part = blockIdx.x / slices, parts = gridDim.x / slices;
+  const int slice = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
   const u32 xt = shared_address(shared), ring = xt + dim * 128 + group * (STAGES * WEIGHT_BYTES);
   const u32 out = xt + dim * 128 + WARPGROUPS * STAGES * WEIGHT_BYTES + (group * 4 + warp) * (TILE_BYTES / 2);
   const int list_offset = dim * 128 + WARPGROUPS * (STAGES * WEIGHT_BYTES + 2 * TILE_BYTES) + group * STAGES * LIST_BYTES;
-  const u32 full = shared_address(barriers + group * STAGES), empty = full + WARPGROUPS * STAGES * 8;
-  if (threadIdx.x < 2 * WARPGROUPS * STAGES) mbarrier_init(shared_address(barriers + threadIdx.x), threadIdx.x < WARPGROUPS * STAGES ? 1 : 4);
-  mbarrier_fence();
-  if (threadIdx.x == 0) prefetch_map(&y);
-  if (threadIdx.x == WARPGROUPS * 128) prefetch_map(&weights);
-  __syncthreads();
-
-  // A unit is WIDE neighbouring tiles.
-  const int tiles = cdiv(labels, 64), first = part * WARPGROUPS + group, step = parts * WARPGROUPS;
+  const u32 full = shared_address(barriers[group]), empty = full + STAGES * 8, came = empty + STAGES * 8;
+  volatile int* const next_unit = units_of[group];
   const bool one = elect();
   if (loads) {
+    if (one) {
+      for (int s = 0; s < STAGES; s++) mbarrier_init(full + 8 * s, 1), mbarrier_init(empty + 8 * s, 4);
+      mbarrier_init(came, 1);
+      mbarrier_fence();
+      ask_slice<WARPGROUPS>(xt, &x, came, group, slice * 64, dim);
+      if (group == 0) prefetch_map(&weights), prefetch_map(&y);
+    }
+    __syncwarp();
+  }
+  __syncthreads();
+
+  const int tiles = cdiv(labels, 64);
+  if (loads) {
+    // A unit is WIDE neighbouring tiles.
+    const int units = cdiv(tiles, WIDE), step = parts * WARPGROUPS, owned = max(0, units / step - DRAWN) * step;
     int n = 0;  // chunks asked for
-    for (int unit = first; unit * WIDE < tiles; unit += step)
+    auto stage_of_next = [&] {
+      if (n >= STAGES) mbarrier_wait(empty + 8 * (n % STAGES), n / STAGES - 1 & 1);
+      return n % STAGES;
+    };
+    for (int i = 0;; i++) {
+      int unit = part * WARPGROUPS + group + i * step;
+      if (unit >= owned) {  // every warpgroup of the slice draws once in vain, which makes the counter zero again
+        if (lane == 0) unit = owned + atomicInc(counters + slice, units - owned + step - 1);
+        unit = __shfl_sync(~0u, unit, 0);
+      }
+      if (unit >= units) {
+        const int stage = stage_of_next();
+        if (one) {
+          next_unit[i % AHEAD] = -1;
+          mbarrier_arrive(full + 8 * stage);
+        }
+        return;
+      }
       for (int tile = unit * WIDE; tile < min(unit * WIDE + WIDE, tiles); tile++) {
         const int at = tile * 64 / LIST, held = min(PRODUCTS, cdiv(labels, LIST) - at);
 #pragma unroll 1
         for (int c = 0; c < CHUNKS; c++, n++) {
-          const int stage = n % STAGES;
-          if (n >= STAGES) mbarrier_wait(empty + 8 * stage, n / STAGES - 1 & 1);
+          const int stage = stage_of_next();
           if (!one) continue;
           // Lists that the last tile lacks would name any row: zero is one.
+#pragma unroll 1
           for (int i = held * 32; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+          next_unit[i % AHEAD] = unit;
           mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + held * 128);
           tma_load(ring + stage * WEIGHT_BYTES, &weights, full + 8 * stage, c * 64, tile * 64);
           const u32 to = xt + list_offset + stage * LIST_BYTES;
@@ -63,14 +97,17 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
             for (int p = 0; p < held; p++) bulk_load(to + p * 128, from + p * K, 128, full + 8 * stage);
         }
       }
-    return;
+    }
   }
-  load_slice<WARPGROUPS * 4, WARPGROUPS == 4 ? 6 : 8>(xt, x, slice * 64, batch, dim);
+  turn_slice<WARPGROUPS>(xt, came, group, 2 + group, warp, lane, dim);
   barrier(1, WARPGROUPS * 128);
 
   const int piece = 2 * warp + ((lane >> 3) & 1);
   int n = 0, turn = 0;  // chunks taken, tiles
-  for (int unit = first; unit * WIDE < tiles; unit += step) {
+  for (int i = 0;; i++) {
+    mbarrier_wait(full + 8 * (n % STAGES), n / STAGES & 1);
+    const int unit = next_unit[i % AHEAD];
+    if (unit < 0) break;
 #pragma unroll 1
     for (int half = 0; half < WIDE; half++, turn++) {
       const int tile = unit * WIDE + half;
