@@ -3,71 +3,120 @@
 // A block takes every `blocks`-th step: TILES neighbouring tiles of 64 labels, with the whole batch. A *job* is 64 inputs of
 // one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, 64 batch rows
 // at a time. dY comes by the copy engine, tiles of [64 rows][64 labels] in a ring of stages that all warpgroups with jobs of that tile
-// read. X^T goes straight to the registers that wgmma takes it from: RESIDENT slices of 64 rows stay in shared memory,
-// [dim][64] as `load_slice` leaves them, and are gathered by ldmatrix; the others come from L2, CHUNK slices early, from a copy of
-// X^T whose rows are in such an order that a lane's 16 bytes are what it needs for 32 of them. No sums leave the warpgroup, which
-// stores dW by 32 bytes of a label: no barrier between warps but for the ring.
+// read. X^T goes to the registers that wgmma takes it from, in *halves* of a slice, 32 batch rows, of three kinds:
 //
-// Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
-// RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
-// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers), STORE (dW leaves 0: from
-// registers, 1: by the copy engine from each warp, 2: from the warpgroup), PIECE (labels that leave together).
+//   near    NEAR of them, resident in shared memory: [dim][32 rows], gathered by ldmatrix;
+//   ringed  from a copy of X^T in L2 to a ring of DEEP halves in shared memory, a warp its own 16 inputs, then by ldmatrix;
+//   direct  DIRECT of them, from that copy to registers, EARLY halves early, where a lane's 16 bytes are what it needs of 32 rows.
+//
+// Each kind is spread evenly over the batch, so that loads have the time of all products. No sums leave the warpgroup, whose dW leaves
+// by the copy engine: no barrier between warpgroups but for the ring.
+//
+// In shared memory 16-byte piece p of an input's half, at input * 64, lies at p ^ (input / 2 mod 4): where depends on input mod 8 alone, for
+// which lists are ordered (`turn_halves`, `gather_half`).
+//
+// Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
+// batch rows), NEAR, DIRECT, EARLY, DEEP, ASKED (halves that are asked for together, 1 or 2: then lines of 128 bytes), RING (stages, a
+// multiple of TILES), OVERLAP (1: the products of a slice run until those of the next are under way, which takes two stages; 0: until the next
+// operand is in registers), PIECE (labels of dW that leave together).
 #pragma once
 #include "hopper.cuh"
-#ifndef ABLATE  // for measurements: what is left out. 2: stores of dW, 4: dY, 8: far slices
+
+// Only for measuring. ABLATE leaves out 2: stores of dW, 4: dY, 8: far halves. ASK: who has been taken is asked for again 1: before its products,
+// 0: behind them. LOADS: of direct halves.
+#ifndef ABLATE
 #define ABLATE 0
 #endif
-#ifndef ASK  // a far slice's registers are filled again 0: once its product is over, 1: at once, 2: as 0, but a job's last behind its stores
-#define ASK 0
+#ifndef ASK
+#define ASK 1
 #endif
-#ifndef START
-#define START 0
+#ifndef LOADS
+#define LOADS 0
 #endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace grad_weight {
 
-constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64;
+constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64, HALF = 32;
 constexpr int UNIT = G < TILE ? G : TILE, PARTS = K / 64;
 constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
 constexpr int STAGE_BYTES = ROWS * TILE * 2;
-constexpr int BUFFERS = CHUNK ? CHUNK : 1;
-constexpr int PIECE_BYTES = STORE ? PIECE * 128 : 0;            // of dW, as a warpgroup stores it: 64 inputs
+constexpr int PIECE_BYTES = PIECE * 128;                        // of dW, as a warpgroup stores it: 64 inputs
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
 static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
 
-// Slices in the order of their places in the batch: near ones (in shared memory) and far ones in turns, as long as there are both in the
-// first chunk, so that few wait in registers at once; then the others. Of a place there: which kind, and number of its kind.
-constexpr int TURNS = RESIDENT < CHUNK ? RESIDENT : CHUNK;
-DEVICE constexpr bool is_near(int place) { return place < 2 * TURNS ? place % 2 == 0 : place < RESIDENT + TURNS; }
-DEVICE constexpr int number(int place) { return place < 2 * TURNS ? place / 2 : is_near(place) ? place - TURNS : place - RESIDENT; }
-DEVICE constexpr int near_place(int q) { return q < TURNS ? 2 * q : q + TURNS; }
+// Halves by their place in the batch, far ones by their place among these. The n-th of `kind` things among `all` is at place `nth`.
+constexpr int HALVES = 2 * SLICES, FAR = HALVES - NEAR, RINGED = FAR - DIRECT;
+DEVICE constexpr int some(int n) { return n ? n : 1; }  // to divide by
+DEVICE constexpr int before(int place, int kind, int all) { return place * kind / some(all); }
+DEVICE constexpr int nth(int n, int kind, int all) { return cdiv((n + 1) * all, some(kind)) - 1; }
+DEVICE constexpr bool is_one(int place, int kind, int all) { return before(place + 1, kind, all) > before(place, kind, all); }
+// Of those between them that are not of this kind: the n-th is at place n * all / (all - kind).
+DEVICE constexpr bool is_near(int half) { return is_one(half, NEAR, HALVES); }
+DEVICE constexpr int far_half(int f) { return f * HALVES / some(FAR); }
+DEVICE constexpr bool is_direct(int f) { return is_one(f, DIRECT, FAR); }
+DEVICE constexpr int direct_place(int d) { return nth(d, DIRECT, FAR); }
+DEVICE constexpr int ringed_place(int r) { return r * FAR / some(RINGED); }
+constexpr int BUFFERS = DIRECT ? EARLY : 1, SLOTS = RINGED ? DEEP : 0, SLOT_BYTES = 16 * HALF * 2;  // a warp's
+static_assert(RINGED == 0 || (DEEP <= RINGED && DEEP % ASKED == 0 && RINGED % ASKED == 0 && (ASKED == 1 || DIRECT == 0)));
+static_assert(DIRECT == 0 || EARLY <= DIRECT);
 
-// Places in shared memory, from `at` (on 1024 bytes) on: barriers, words of `Steps`, stages, pieces of dW on their way, slices of X^T.
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, pieces of dW on their way, rings of X^T, halves of X^T.
 struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
   DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
-  DEVICE u32 words() const { return at + 512; }
+  DEVICE u32 came(int wg) const { return at + 512 + wg * 8; }  // near halves that warpgroup `wg` transposes
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
   DEVICE u32 piece(int wg) const { return stage(RING) + wg * PIECE_BYTES; }
-  DEVICE u32 inputs() const { return piece(WARPGROUPS); }
+  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS) + warp * (SLOTS * SLOT_BYTES); }
+  DEVICE u32 inputs() const { return slots(WARPGROUPS * 4); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
     if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
-    Steps::init(words(), thread);
     mbarrier_fence();
   }
 };
 
-// What a block does in each of its steps: ROUNDS times `slices` times TILES stages, in this order.
-struct Work : Steps {
-  int labels, slices;
-  DEVICE Work(const Layout& s, int part, int parts, int labels_, int slices_, int drawn)
-      : Steps(part, parts, cdiv(labels_, TILE * TILES), drawn, s.words()), labels(labels_), slices(slices_) {}
+// Near halves come by the copy engine, as squares of 32 rows x 64 inputs, of which warpgroup `wg` transposes every WARPGROUPS-th in its place.
+// By one lane, who asks for them; `x` is a map of such boxes.
+DEVICE void ask_halves(const Layout& s, const TensorMap* x, int wg, int dim) {
+  const int across = dim / 64, squares = NEAR * across;
+  mbarrier_init(s.came(wg), 1);
+  mbarrier_fence();
+  if (wg < squares) mbarrier_expect(s.came(wg), cdiv(squares - wg, WARPGROUPS) * 4096);
+#pragma unroll 1
+  for (int i = wg; i < squares; i += WARPGROUPS)
+    tma_load(s.inputs() + i * 4096, x, s.came(wg), i % across * 64, nth(i / across, NEAR, HALVES) * HALF);
+}
+// By the warpgroup, a warp 16 inputs. Barrier 2 + wg is its own.
+DEVICE void turn_halves(const Layout& s, int wg, int warp, int lane, int dim) {
+  const int squares = NEAR * (dim / 64), line = lane % 8, octet = 2 * warp + lane / 8 % 2, half = lane / 16;
+  if (wg < squares) mbarrier_wait(s.came(wg), 0);
+#pragma unroll 1
+  for (int i = wg; i < squares; i += WARPGROUPS) {
+    const u32 square = s.inputs() + i * 4096;
+    u32 v[2][4];  // matrices: 8 rows, 8 or 16 rows on; 8 inputs, or the next 8
+#pragma unroll
+    for (int q = 0; q < 2; q++) load_matrices_transposed(v[q], square + ((2 * q + half) * 8 + line) * 128 + ((octet ^ line) << 4));
+    barrier(2 + wg, 128);
+#pragma unroll
+    for (int q = 0; q < 2; q++)
+      store_matrices(square + (octet * 8 + line) * 64 + (((2 * q + half) ^ (line / 2)) << 4), v[q][0], v[q][1], v[q][2], v[q][3]);
+  }
+}
+// What a lane has to say to ldmatrix of its warp's 16 inputs, of which it names `input`, in a half at 0.
+DEVICE u32 place_of(u32 input, int lane) { return input * 64 + ((lane / 16 ^ (input / 2 & 3)) << 4); }
+DEVICE void gather_half(u32 (&a)[4], u32 (&b)[4], u32 at) { load_matrices(a, at), load_matrices(b, at ^ 32); }
+
+// What a block does: of each of its steps ROUNDS times SLICES times TILES stages, in this order.
+struct Work {
+  int block, blocks, labels, steps;
+  DEVICE Work(int block_, int blocks_, int labels_) : block(block_), blocks(blocks_), labels(labels_) { steps = cdiv(labels, TILE * TILES); }
+  DEVICE int step(int i) const { return block + i * blocks; }
   DEVICE static int label(int step, int tile) { return (step * TILES + tile) * TILE; }
 };
 
@@ -76,16 +125,15 @@ struct Work : Steps {
 struct Pace {
   u32 *mine, *others;
   u32 factor;            // what the others add for a label
-  int ahead, labels;     // labels; those of the layer
+  int ahead;             // labels
   mutable u32 seen = 0;  // of `others`, as of the check before
   mutable int patience;  // looks in a row, 1 ms or so
-  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_, int labels_, bool both)
-      : mine(mine_), others(others_), factor(factor_), ahead(ahead_), labels(labels_) {
+  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_, bool both) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {
     patience = both ? 1 << 11 : 0;
   }
   // By all lanes of a warp, before labels from `label` on are asked for.
   DEVICE void wait(int label) const {
-    const int needed = min(label - ahead, labels);
+    const int needed = label - ahead;
     int looks = patience;
     while (needed > 0 && needed * factor > seen && looks > 0) seen = look(), looks--;
     if (looks == 0) patience = 0;
@@ -99,20 +147,19 @@ struct Pace {
   DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
 };
 
-// By one warp: dY, boxes of 64 x 64. counter: of `Draws`.
-DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace, u32* counter) {
+// By one warp: dY, boxes of 64 x 64.
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
   const bool one = elect();
-  int stage = 0, parity = 1, label;
-  Draws draws(work, counter, one);
+  int stage = 0, parity = 1;
 #pragma unroll 1
-  for (int i = 0; (label = work.label(work.step(i), 0)) < work.labels; i++) {
-    draws.before(i);
+  for (int step = work.block; step < work.steps; step += work.blocks) {
+    const int label = work.label(step, 0);
     pace.wait(label);
     if (one) pace.tell(TILE * TILES);
 #pragma unroll 1
     for (int round = 0; round < ROUNDS; round++) {
 #pragma unroll 1
-      for (int row = 0; row < work.slices * ROWS; row += ROWS) {
+      for (int row = 0; row < SLICES * ROWS; row += ROWS) {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
           if (!(ABLATE & 4)) mbarrier_wait(s.empty(stage), parity);
@@ -129,7 +176,18 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
 
 DEVICE uint4 load_early(const unsigned char* from) {  // stays where it is written
   uint4 v;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+#define GS_LOAD(HOW) asm volatile("ld." HOW ".v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from))
+#if LOADS == 0
+  GS_LOAD("global.nc");
+#elif LOADS == 1
+  GS_LOAD("global.nc.L1::no_allocate");
+#elif LOADS == 2
+  GS_LOAD("global.cg");
+#elif LOADS == 3
+  GS_LOAD("relaxed.gpu.global");
+#else
+  GS_LOAD("volatile.global");
+#endif
   return v;
 }
 // A copy that the compiler does not see through: made here, not where the original arrives. nothing: 0, but who knows.
@@ -138,19 +196,20 @@ DEVICE u32 copied(u32 v, u32 nothing) {
   asm volatile("xor.b32 %0, %1, %2;" : "=r"(copy) : "r"(v), "r"(nothing));
   return copy;
 }
-DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the warp
-  u32 o;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(o) : "r"(v));
-  return o;
+DEVICE void copy_wait_at_most(int pending) {  // known where it is compiled
+  if (pending == 0) copy_wait<0>();
+  else if (pending == 1) copy_wait<1>();
+  else if (pending == 2) copy_wait<2>();
+  else if (pending == 3) copy_wait<3>();
+  else copy_wait<4>();
 }
 
-// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at` says, ready once the previous kernel
-// is over. outputs: dW in boxes as they are stored. Barriers 1 to 5 are theirs.
-DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
-                  T* __restrict__ dw, const TensorMap* outputs, int batch, int dim) {
+// By the block's first WARPGROUPS warpgroups. xt: [dim][FAR halves][32] as `row_at` says, ready once the previous kernel is over. outputs: dW in
+// boxes of PIECE labels x 64 inputs. Barriers 1 to 5 are theirs.
+DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs, int dim) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
-  const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
-  const u32 nothing = dim % 64, pitch = (work.slices - RESIDENT) * (ROWS * 2);
+  const int tile = wg / SHARERS;
+  const u32 nothing = dim % 64, half_bytes = dim * (HALF * 2);
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
   // The inputs of the warp's 16 rows of a job, a lane one of them.
   auto inputs_of = [&](int round) -> u32 {
@@ -158,18 +217,57 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
   };
   u32 next = inputs_of(0), after = inputs_of(1);
-#pragma unroll 1
-  for (int q = 0; q < RESIDENT; q++)
-    load_slice<WARPGROUPS * 4, START ? 6 : 3>(s.inputs() + q * dim * 128, x, near_place(q) * ROWS, batch, dim);
-  if (CHUNK) wait_for_earlier();  // which wrote xt
-  barrier(1, WARPGROUPS * 128);
-  auto row_of = [&](u32 input) { return input * pitch + t * 16; };  // in xt
-  // Of two inputs 64 batch rows: what the lane needs of a slice.
-  auto fetch = [&](uint4 (&to)[4], u32 first, u32 second, int at) {
-    const unsigned char* const all = reinterpret_cast<const unsigned char*>(xt);
+
+  // What is asked for early of far halves: of the job, or of the next one. Where in xt a lane finds its part of some inputs: of the two of its rows,
+  // or, where it asks for lines, of four.
+  auto far_bytes = [](int f) { return f * (HALF * 2); };
+  const unsigned char* const all = reinterpret_cast<const unsigned char*>(xt);
+  auto place_in_xt = [&](u32 inputs, int row, int piece) { return __shfl_sync(~0u, inputs, row) * (FAR * HALF * 2) + piece * 16; };
+  uint4 early[BUFFERS][2];
+  u32 direct_from[2], ring_from[2 * ASKED];
+  auto point_direct = [&](u32 inputs) { direct_from[0] = place_in_xt(inputs, r, t), direct_from[1] = place_in_xt(inputs, r + 8, t); };
+  auto point_ring = [&](u32 inputs) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) to[2 * h] = load_early(all + first + (at + h * 64)), to[2 * h + 1] = load_early(all + second + (at + h * 64));
+    for (int j = 0; j < 2 * ASKED; j++)
+      ring_from[j] = ASKED == 1 ? place_in_xt(inputs, r + 8 * j, t) : place_in_xt(inputs, 4 * j + lane / 8, lane % 8);
   };
+  auto ask_direct = [&](int d) {  // the d-th from the job's first on, for its buffer
+    uint4 (&to)[2] = early[d % some(DIRECT) % BUFFERS];
+    const int at = far_bytes(direct_place(d % some(DIRECT)));
+    if (!(ABLATE & 8)) to[0] = load_early(all + direct_from[0] + at), to[1] = load_early(all + direct_from[1] + at);
+  };
+  // Slots of the ring, of this warp: where it is read, and filled. Where slots of a job are always the same ones, the compiler knows them.
+  constexpr bool SAME = SLOTS == 0 || RINGED % SLOTS == 0;
+  const u32 slots = s.slots(threadIdx.x / 32), own = place_of(lane % 16, lane);
+  u32 taken_slot = 0, filled_slot = 0;
+  auto advance = [](u32& slot) {
+    if ((slot += SLOT_BYTES) == SLOTS * SLOT_BYTES) slot = 0;
+  };
+  auto ask_ringed = [&](int n) {  // ASKED halves, the n-th such from the job's first on
+    const int first = n * ASKED % some(RINGED), at = far_bytes(ringed_place(first));
+    const u32 slot = slots + (SAME ? first % some(SLOTS) * SLOT_BYTES : filled_slot);
+#pragma unroll
+    for (int j = 0; j < 2 * ASKED; j++) {
+      const int row = ASKED == 1 ? r + 8 * j : 4 * j + lane / 8, piece = ASKED == 1 ? t : lane % 8;
+      const u32 to = slot + piece / 4 * SLOT_BYTES + row * 64 + ((piece % 4 ^ (row / 2 & 3)) << 4);
+      if (!(ABLATE & 8)) copy_async(to, all + ring_from[j] + at);
+    }
+    copy_commit();
+#pragma unroll
+    for (int j = 0; j < ASKED; j++) advance(filled_slot);
+  };
+  if (FAR) {
+    wait_for_earlier();  // which wrote xt
+    if (DIRECT) point_direct(next);
+    if (RINGED) point_ring(next);
+#pragma unroll
+    for (int d = 0; d < (DIRECT ? EARLY : 0); d++) ask_direct(d);
+#pragma unroll
+    for (int n = 0; n < SLOTS / ASKED; n++) ask_ringed(n);
+  }
+  turn_halves(s, wg, warp, lane, dim);
+  barrier(1, WARPGROUPS * 128);
+
   int stage = tile, parity = 0;
   u32 taken = 0;  // barrier of the stage whose products run
   float d[UNIT / 2];
@@ -191,121 +289,91 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
   };
 
-  // PIECE labels of dW, by the copy engine: by a warp its 16 inputs, or by the warpgroup 64. `slot` is free to write to.
-  const bool one = elect() && (STORE != 2 || warp == 0);
+  // PIECE labels of dW, by the copy engine. `slot` is free to write to.
+  const bool one = elect() && warp == 0;
   auto put = [&](const float* v, u32 slot, int job, int label) {
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
-    const u32 at = slot + (STORE == 1 ? row * 32 + ((half ^ (row >> 2 & 1)) << 4) : row * 128 + (((2 * warp + half) ^ (row & 7)) << 4));
+    const u32 at = slot + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
     if constexpr (PIECE == 8) {
       store_matrices_transposed(at, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
     } else {
 #pragma unroll
       for (int i = 0; i < PIECE / 16; i++, v += 8)
-        store_matrices_transposed(at + i * (STORE == 1 ? 512 : 2048), pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]),
-                                  pack<T>(v[6], v[7]));
+        store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
     }
     fence_async();
-    if (STORE == 1) __syncwarp();
-    else barrier(2 + wg, 128);
-    if (one && job < JOBS && !(ABLATE & 2)) tma_store(outputs, slot, job % PARTS * 64 + (STORE == 1 ? warp * 16 : 0), label);
+    barrier(2 + wg, 128);
+    if (one && job < JOBS && !(ABLATE & 2)) tma_store(outputs, slot, job % PARTS * 64, label);
     if (one) bulk_commit();
   };
-  uint4 early[BUFFERS][4];
-  u32 first, second;
-  auto point = [&](u32 inputs) { first = row_of(__shfl_sync(~0u, inputs, r)), second = row_of(__shfl_sync(~0u, inputs, r + 8)); };
-  point(next);
-  auto refill = [&](int q) {
-    if (!(ABLATE & 8)) fetch(early[q], first, second, q * 128);
-  };
-  auto take = [&](u32 (&a)[4][4], const uint4 (&from)[4]) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint4 low = from[2 * h], high = from[2 * h + 1];
-      a[2 * h][0] = copied(low.x, nothing), a[2 * h][1] = copied(high.x, nothing);
-      a[2 * h][2] = copied(low.y, nothing), a[2 * h][3] = copied(high.y, nothing);
-      a[2 * h + 1][0] = copied(low.z, nothing), a[2 * h + 1][1] = copied(high.z, nothing);
-      a[2 * h + 1][2] = copied(low.w, nothing), a[2 * h + 1][3] = copied(high.w, nothing);
-    }
-  };
-#pragma unroll
-  for (int q = 0; q < CHUNK; q++) refill(q);
 #pragma unroll 1
   for (int round = 0;; round++) {
     const int step = work.step(round / ROUNDS);
-    if (step >= work.all) break;
+    if (step >= work.steps) break;
     const int job = job_of(round);
-    const u32 now = next, offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
+    const u32 near = s.inputs() + place_of(next, lane), offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
     next = after, after = inputs_of(round + 2);
-    // What is asked for early is of the next chunk, or of the next job.
-    auto move_on = [&](bool last) {
-      if (last) point(next);
-      else first += CHUNK * 128, second += CHUNK * 128;
-    };
-    if (CHUNK) move_on(chunks == 1);
+    int asked = SLOTS / ASKED;  // of the ring, since the job began; known where this is compiled, as all that follows from it
 #pragma unroll
-    for (int i = 0; i < RESIDENT + CHUNK; i++) {
+    for (int i = 0; i < SLICES; i++) {
       u32 a[4][4];
-      if (is_near(i)) {
+      // Asks again for what the halves from 2 i on to `to` have left.
+      auto ask_again = [&](int from, int to) {
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-          load_matrices(a[k], s.inputs() + number(i) * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
-      } else {
-        take(a, early[number(i)]);
-        if (ASK == 1) refill(number(i));
+        for (int half = from; half < to; half++) {
+          if (is_near(half)) continue;
+          const int f = half - before(half, NEAR, HALVES);
+          if (is_direct(f)) {
+            const int at = before(f, DIRECT, FAR);
+            if (at == DIRECT - BUFFERS) point_direct(next);
+            ask_direct(at + BUFFERS < DIRECT ? at + BUFFERS : DIRECT + at % BUFFERS);
+          } else if ((f - before(f, DIRECT, FAR)) % ASKED == ASKED - 1) {
+            if (asked * ASKED == RINGED) point_ring(next);
+            ask_ringed(asked++);
+          }
+        }
+      };
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int half = 2 * i + h, n = before(half, NEAR, HALVES), f = half - n;
+        u32 (&low)[4] = a[2 * h], (&high)[4] = a[2 * h + 1];
+        if (is_near(half)) {
+          gather_half(low, high, near + n * half_bytes);
+        } else if (is_direct(f)) {
+          const uint4 (&from)[2] = early[before(f, DIRECT, FAR) % BUFFERS];
+#pragma unroll
+          for (int q = 0; q < 2; q++) {
+            low[q] = copied(from[q].x, nothing), low[2 + q] = copied(from[q].y, nothing);
+            high[q] = copied(from[q].z, nothing), high[2 + q] = copied(from[q].w, nothing);
+          }
+        } else {
+          const int ringed = f - before(f, DIRECT, FAR);
+          if (ringed % ASKED == 0) copy_wait_at_most(asked - ringed / ASKED - 1), __syncwarp();
+          gather_half(low, high, slots + (SAME ? ringed % some(SLOTS) * SLOT_BYTES : taken_slot) + own);
+          advance(taken_slot);
+        }
+        if (ASK) ask_again(half, half + 1);
       }
       multiply(a, offset, i > 0, i > 0);
-      if (ASK != 1 && i > 0 && !is_near(i - 1)) refill(number(i - 1));
+      if (!ASK) ask_again(2 * i, 2 * i + 2);
     }
     drain();
-    if ((!ASK || ASK == 2 && chunks > 1) && CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
-    if (CHUNK) {
-#pragma unroll 1
-      for (int chunk = 1; chunk < chunks; chunk++) {
-        move_on(chunk + 1 == chunks);
+    const int label = work.label(step, tile) + job / PARTS * UNIT;
 #pragma unroll
-        for (int q = 0; q < CHUNK; q++) {
-          u32 a[4][4];
-          take(a, early[q]);
-          if (ASK == 1) refill(q);
-          multiply(a, offset, true, q > 0);
-          if (ASK != 1 && q > 0) refill(q - 1);
-        }
-        drain();
-        if (!ASK || ASK == 2 && chunk + 1 < chunks) refill(CHUNK - 1);
-      }
-    }
-    int label = work.label(step, tile) + job / PARTS * UNIT;
-    if constexpr (STORE > 0) {
-#pragma unroll
-      for (int i = 0; i < UNIT / PIECE; i++) {
-        if (one) bulk_wait_read<0>();  // of the piece before
-        if (STORE == 1) __syncwarp();
-        else barrier(2 + wg, 128);
-        put(d + i * (PIECE / 2), s.piece(wg) + (STORE == 1 ? warp * (PIECE_BYTES / 4) : 0), job, label + i * PIECE);
-      }
-    }
-    if (ASK == 2 && CHUNK) refill(CHUNK - 1);
-    if constexpr (STORE == 0) {
-      // 8 labels at a time, from the order of the sums to rows of dW.
-      label += r;
-      T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
-#pragma unroll
-      for (int j = 0; j < UNIT / 8; j++) {
-        const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
-        const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
-        const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
-        if (job < JOBS && label + 8 * j < ((ABLATE & 2) ? -1 - static_cast<int>(v.x & 1) : work.labels)) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
-      }
+    for (int i = 0; i < UNIT / PIECE; i++) {
+      if (one) bulk_wait_read<0>();  // of the piece before
+      barrier(2 + wg, 128);
+      put(d + i * (PIECE / 2), s.piece(wg), job, label + i * PIECE);
     }
   }
-  if (STORE && one) bulk_wait<0>();
+  copy_wait<0>();
+  if (one) bulk_wait<0>();
 }
 
-// The batch row at place `place` of a row of xt: the far slices after each other. Of 32 rows, places 8t to 8t + 7 are what lanes t of a warp
-// need of two products of 16.
+// The batch row at place `place` of a row of xt. Of 32 rows of a direct half, places 8t to 8t + 7 are what lanes t of a warp need of two products of 16.
 DEVICE int row_at(int place) {
-  const int q = place / 64, slice = q < RESIDENT && q < CHUNK ? 2 * q + 1 : q + RESIDENT;
-  return slice * 64 + place % 64 / 32 * 32 + place % 8 / 4 * 16 + place % 4 / 2 * 8 + place % 32 / 8 * 2 + place % 2;
+  const int f = place / HALF, w = place % HALF;
+  return far_half(f) * HALF + (is_direct(f) ? w % 8 / 4 * 16 + w % 4 / 2 * 8 + w / 8 * 2 + w % 2 : w);
 }
 
 }  // namespace grad_weight

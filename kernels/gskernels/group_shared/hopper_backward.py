@@ -1,7 +1,7 @@
 """The launcher of hopper_backward.cu: both gradients from one launch, whose blocks own either batch rows or labels.
 
 A plan is a pure function of the problem and of what the GPU offers, as in `hopper`; None where the kernel does not take
-the problem. Sums are taken in an order fixed by both.
+the problem. dW is summed in an order fixed by both, dX where that is asked for.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from gskernels.layer import Layer
 from gskernels.tune import cdiv
 
 SOURCE = "group_shared/hopper_backward.cu"
-ROWS = 64  # batch rows of a slice
+ROWS, HALF = 64, 32  # batch rows of a slice; of what label blocks hold or fetch of X^T at once
 TILE_BYTES = ROWS * TILE * 2
-LEAST_RING, MOST_RING = 4, 16  # tiles of dY in a block that owns labels: for each tile that it is at, and in all
-MOST_RESIDENT = 4  # slices of X^T there
-MOST_FAR = 4  # slices that come from L2: of larger batches one kernel after the other is faster
-DRAWN = 0.1  # of all rounds
-LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
+SLOT_BYTES = 4 * 64 * HALF * 2  # a half of X^T on its way to each of four warpgroups: 64 inputs
+LEAST_RING, MOST_RING = {1: 4, 2: 8, 4: 8}, 16  # tiles of dY in a block that owns labels, by those that it is at; at most
+DEEP = 3  # halves on their way to a warpgroup
+MOST_FAR = 8  # halves that come from L2: of larger batches one kernel after the other is faster
+LEAD = 8 << 20  # bytes of dY that blocks of a kind may be ahead of the others
+SQUARES = 4  # of 32 x 32 numbers of X that a block transposes
 # What takes a block how long, in one unit, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
 # once, and for 64 rows. Labels, for 64 inputs: each label; 64 rows of the labels multiplied at once, near or far.
 ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 335, 64: 677, 128: 1338}
@@ -40,8 +41,7 @@ class Plan:
     """macros: of the kernel. shared_bytes: of a block. slices: of 64 batch rows.
 
     row_blocks: that own a slice, a multiple of `slices`. label_blocks: that own labels.
-    drawn: rounds, at the end, whose steps are drawn from a counter, for blocks of rows and of labels.
-    lead: labels that these may be ahead of the others; -n: that they stay behind.
+    lead: labels that blocks of a kind may be ahead of the others.
     """
 
     macros: Mapping[str, int | str]
@@ -49,8 +49,7 @@ class Plan:
     slices: int
     row_blocks: int
     label_blocks: int
-    drawn: tuple[int, int]
-    lead: tuple[int, int]
+    lead: int
 
 
 @functools.lru_cache(maxsize=1024)
@@ -58,54 +57,54 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     rows = hopper.grad_input_plan(problem, gpu)
     if rows is None:
         return None
-    unit = min(int(rows.macros["G"]), TILE)
-    jobs = TILE // unit * (problem.fan_in // 64)
-    tiles = {1: 4, 2: 2}.get(jobs, 1)  # that a block is at
-    room = gpu.shared_bytes - RESERVED - BARRIERS
-    held = (room - LEAST_RING * tiles * TILE_BYTES) // (problem.dim * 128)  # slices of X^T that there is room for
-    split = resident_slices(rows.slices, unit, min(MOST_RESIDENT, held))
-    if split is None or rows.slices - split[0] > MOST_FAR:
-        return None
-    resident, chunk = split
-    ring = min(MOST_RING, (room - resident * problem.dim * 128) // TILE_BYTES) // tiles * tiles
-    shares = _shares(problem, gpu, int(rows.macros["G"]), rows.slices, resident)
-    if shares is None:
+    halves = 2 * rows.slices
+    found = None
+    for near in range(halves, max(-1, halves - MOST_FAR - 1), -1):
+        for deep in range(min(DEEP, halves - near), 0, -1) or (0,):
+            found = found or label_macros(problem, gpu, near, deep)
+    shares = _shares(problem, gpu, int(rows.macros["G"]), rows.slices, found[0]["NEAR"] / 2) if found else None
+    if found is None or shares is None:
         return None
     row_blocks, label_blocks = shares
     row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
-    label_blocks = min(label_blocks, cdiv(problem.labels, TILE * tiles))
-    shared = max(rows.shared_bytes, BARRIERS + ring * TILE_BYTES + resident * problem.dim * 128)
-    # Two slices' products at once hold two stages, and registers: sums, operands of each kind of slice, what comes.
-    overlap = int(ring >= 4 * tiles and chunk + (resident > 0) + unit / 32 <= 4)
-    macros = {
-        **rows.macros, "RESIDENT": resident, "CHUNK": chunk, "RING": ring, "OVERLAP": overlap, "STORE": 0, "PIECE": unit, "SUM": 0,
-    }  # fmt: skip
-    steps = cdiv(problem.labels, max(TILE, int(rows.macros["G"]))), cdiv(problem.labels, TILE * tiles)
-    drawn = int(steps[0] / (row_blocks // rows.slices) * DRAWN), int(steps[1] / label_blocks * DRAWN)
-    lead = LEAD // (rows.slices * 128)
-    return Plan(macros, shared, rows.slices, row_blocks, label_blocks, drawn, (lead, lead))
+    label_blocks = min(label_blocks, cdiv(problem.labels, TILE * _tiles(problem)))
+    return Plan(
+        {**rows.macros, **found[0]}, max(rows.shared_bytes, found[1]), rows.slices, row_blocks, label_blocks,
+        LEAD // (rows.slices * 128),
+    )  # fmt: skip
 
 
-def resident_slices(slices: int, unit: int, most: int) -> tuple[int, int] | None:
-    """(slices in shared memory, slices that are asked for together of the others): as many of the former as can be.
+def _tiles(problem: Problem) -> int:
+    """That a label block is at: its four warpgroups have 64 inputs of a group each."""
+    return {1: 4, 2: 2}.get(cdiv(TILE, problem.group_size) * (problem.fan_in // 64), 1)
 
-    Registers hold two slices on their way, beside sums of less than 64 labels three.
+
+def label_macros(
+    problem: Problem, gpu: Machine, near: int, deep: int, asked: int = 1, direct: int = 0, early: int = 2,
+    piece: int = 32,
+) -> tuple[dict[str, int], int] | None:  # fmt: skip
+    """(macros of blocks that own labels, their shared memory), with as many stages as there is room for; None if too few.
+
+    Of X^T `near` halves of a slice are in shared memory, `direct` come to registers and the others to a ring there.
     """
-    for resident in range(min(most, slices), -1, -1):
-        left = slices - resident
-        if left == 0:
-            return resident, 0
-        for chunk in (2, 3, 1):
-            if left % chunk == 0 and (chunk > 1 or left == 1) and (chunk < 3 or unit < TILE):
-                return resident, chunk
-    return (0, 1) if most >= 0 else None
+    piece, tiles = min(piece, problem.group_size), _tiles(problem)
+    deep = 0 if 2 * cdiv(problem.batch, ROWS) == near + direct else deep
+    held = 4 * piece * 128 + deep * SLOT_BYTES + near * problem.dim * HALF * 2
+    ring = min(MOST_RING, (gpu.shared_bytes - RESERVED - BARRIERS - held) // TILE_BYTES) // tiles * tiles
+    if ring < LEAST_RING[tiles]:
+        return None
+    macros = {
+        "SLICES": cdiv(problem.batch, ROWS), "NEAR": near, "DIRECT": direct, "EARLY": early if direct else 0, "DEEP": deep,
+        "ASKED": asked, "RING": ring, "OVERLAP": int(ring > tiles), "PIECE": piece,
+    }  # fmt: skip
+    return macros, BARRIERS + ring * TILE_BYTES + held
 
 
-def _shares(problem: Problem, gpu: Machine, group: int, slices: int, resident: int) -> tuple[int, int] | None:
+def _shares(problem: Problem, gpu: Machine, group: int, slices: int, near: float) -> tuple[int, int] | None:
     """(blocks that own rows, blocks that own labels), such that both kinds end together."""
-    unit, far = min(group, TILE), slices - resident
+    unit, far = min(group, TILE), slices - near
     adding = (ADD_ONCE + slices * ADD_COSTS[group]) / group
-    weighing = STORE_COST + (resident * NEAR_COST + far * FAR_COST) / unit
+    weighing = STORE_COST + (near * NEAR_COST + far * FAR_COST) / unit
     times = {
         parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
         for parts in range(1, (gpu.processors - 1) // slices + 1)
@@ -128,31 +127,29 @@ def backward(
     deterministic: dx is summed in an order fixed by the shape and the GPU model; dw is in any case.
     """
     device, dim, batch, slices = x.get_device(), problem.dim, problem.batch, plan.slices
-    macros = {name: value for name, value in plan.macros.items() if isinstance(value, int)}
-    far = (slices - macros["RESIDENT"]) * ROWS  # batch rows of X^T that label blocks read from L2
+    macros = {**plan.macros, "SHARED_SUMS": int(not deterministic)}
+    far = 2 * slices - int(macros["NEAR"])
     lists = hopper.lists(layer)
-    xt = x.new_empty(dim, far) if far else None
-    progress = x.new_empty(3 + 3 * slices, dtype=torch.int32)
-    partial = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
+    xt = x.new_empty(dim, far * HALF) if far else None
+    progress = x.new_empty(2, dtype=torch.int32)
+    sums = x.new_empty(plan.row_blocks if deterministic else slices, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
-    weights, grads = hopper.weight_map(layer, problem, min(macros["G"], 32)), hopper.label_map(grad_out, ROWS)
+    weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), 32)), hopper.label_map(grad_out, ROWS)
+    rows, outputs = hopper.row_map(x, HALF), output_map(dw, int(macros["PIECE"]))
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
-    kernel(SOURCE, "hopper_backward_prepare", plan.macros, device).launch(
-        max(1, dim // 32 * (far // 32)), 256, (x, xt, progress, len(progress), batch, dim, far)
+    prepared = (x, xt, progress, sums, 0 if deterministic else sums.numel(), batch, dim)
+    kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(
+        max(1, cdiv(dim // 32 * far, SQUARES)), 256 * SQUARES, prepared
     )
-    drawn = (0, 0) if deterministic else plan.drawn
-    args = (weights, grads, output_map(dw, macros), lists, partial, dx, x, xt, dw, progress, batch, dim, problem.labels,
-            slices, plan.row_blocks, *drawn, *plan.lead)  # fmt: skip
-    kernel(SOURCE, "hopper_backward", plan.macros, device).launch(
+    args = (weights, grads, rows, outputs, lists, sums, xt, progress, dim, problem.labels, plan.row_blocks,
+            plan.lead)  # fmt: skip
+    kernel(SOURCE, "hopper_backward", macros, device).launch(
         plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
     )
-    if not macros["SUM"]:
-        hopper.add_parts(partial, dx, plan.macros, slices, early=True)
+    hopper.add_parts(sums, dx, macros, slices, early=True)
     return dx, dw
 
 
-def output_map(dw: Tensor, macros: Mapping[str, int]) -> TensorMap:
-    """dW [L, K] in boxes of PIECE labels and 64 inputs, or the 16 of a warp."""
-    labels, fan_in = dw.shape
-    inputs = 64 if macros["STORE"] == 2 else 16
-    return tensor_map(dw, (fan_in, labels), (fan_in * 2,), (inputs, macros["PIECE"]), inputs * 2)
+def output_map(dw: Tensor, labels: int) -> TensorMap:
+    """dW [L, K] in boxes of so many labels and 64 inputs."""
+    return tensor_map(dw, (dw.shape[1], dw.shape[0]), (dw.shape[1] * 2,), (64, labels), 128)

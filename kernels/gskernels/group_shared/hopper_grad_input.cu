@@ -13,18 +13,17 @@ hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_consta
   using namespace grad_input;
   const int thread = threadIdx.x;
   const Layout layout(shared_address(shared), dim);
-  auto tiles = [&] { return Work(layout, blockIdx.x / slices, gridDim.x / slices, labels); };  // anew in each branch, to save registers
+  const Work work(blockIdx.x / slices, gridDim.x / slices, labels);
   layout.init(thread);
   __syncthreads();
   if (thread < ADDERS) {
     more_registers<112>();
-    consume<WARPGROUPS>(layout, tiles(), dim, thread);
+    consume<WARPGROUPS>(layout, work, dim, thread);
     write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
   } else {
     fewer_registers<32>();
-    const Work work = tiles();
     const int warp = (thread - ADDERS) / 32;
-    if (warp == 0) load_grads<2>(layout, &grads, work, blockIdx.x % slices * 64, Whole{}, nullptr);
+    if (warp == 0) load_grads<2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
     else if (warp <= 2) load_weights<2>(layout, &weights, lists, work, warp - 1);
   }
 }
@@ -40,9 +39,18 @@ hopper_grad_input_sum(const float* __restrict__ partial, T* __restrict__ dx, int
   float4 sum = {0, 0, 0, 0};
   wait_for_earlier();
   auto add = [&](float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
-#pragma unroll 9
-  for (int p = quarter; p < parts; p += 4)
-    add(__ldcg(reinterpret_cast<const float4*>(partial + (static_cast<i64>(p * slices + slice) * dim + d0) * 64) + piece));
+  constexpr int AT_ONCE = 9;  // on their way together: all, of 132 blocks with four slices
+#pragma unroll 1
+  for (int p = quarter; p < parts; p += 4 * AT_ONCE) {
+    float4 v[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+      v[i] = p + 4 * i < parts
+                 ? __ldcg(reinterpret_cast<const float4*>(partial + (static_cast<i64>((p + 4 * i) * slices + slice) * dim + d0) * 64) + piece)
+                 : float4{0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) add(v[i]);
+  }
   quarters[quarter][piece] = sum;
   __syncthreads();
   if (quarter == 0) {

@@ -31,11 +31,10 @@ constexpr int STAGE_BYTES = TOGETHER * UNIT_BYTES, LISTS_BYTES = TOGETHER * LIST
 constexpr int MOST = 16;  // places of a ring; no fewer than all warpgroups together wait for
 static_assert(TILES == 1 || PARTS == 1);
 
-// Places in shared memory, from `at` (on 1024 bytes) on: barriers, words of `Steps`, sums, dY, W, lists.
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, sums, dY, W, lists.
 struct Layout {
   u32 at, grads;
   DEVICE Layout(u32 at_, int dim) : at(at_) { grads = sums() + ((dim * 256 + 1023) & ~1023); }
-  DEVICE u32 words() const { return at + MOST * 32; }
   DEVICE u32 sums() const { return at + 1024; }
   DEVICE u32 grads_at(int i) const { return grads + i % RING_Y * TILE_BYTES; }
   DEVICE u32 weights_at(int i) const { return grads + RING_Y * TILE_BYTES + i % RING_W * STAGE_BYTES; }
@@ -53,42 +52,49 @@ struct Layout {
       mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4);
       mbarrier_init(tile_full(thread), 1), mbarrier_init(tile_empty(thread), 4 * UNITS / TOGETHER);
     }
-    Steps::init(words(), thread);
     mbarrier_fence();
   }
 };
 
-// The tiles of a block, TILES of them a step.
-struct Work : Steps {
-  int labels;
-  DEVICE Work(const Layout& s, int part, int parts, int labels_, int drawn = 0)
-      : Steps(part, parts, cdiv(labels_, TILE * TILES), drawn, s.words()), labels(labels_) {}
-  DEVICE bool has(int tile) const { return step(tile / TILES) < all; }
-  DEVICE int label(int tile) const { return step(tile / TILES) * (TILE * TILES) + tile % TILES * TILE; }
+// The tiles of a block: every parts-th TILES of them.
+struct Work {
+  int part, parts, labels, tiles;
+  DEVICE Work(int part_, int parts_, int labels_) : part(part_), parts(parts_), labels(labels_) {
+    const int all = cdiv(labels, TILE * TILES);
+    tiles = (all > part ? cdiv(all - part, parts) : 0) * TILES;
+  }
+  DEVICE int label(int tile) const { return (tile / TILES * parts + part) * (TILE * TILES) + tile % TILES * TILE; }
 };
 
-// Nobody to wait for before dY of labels from `label` on is read, nobody to tell.
+// dY is [rows, labels], the block's rows begin at `row`; nobody to wait for, nobody to tell.
 struct Whole {
-  DEVICE void ready(int tile, int label) const {}
+  const Work& work;
+  int row;
+  DEVICE void ready(int) const {}
+  DEVICE void done(int) const {}
+  DEVICE int2 at(int tile) const { return make_int2(work.label(tile), row); }
 };
 
-// By one warp: dY [batch, labels] from `row` on, in boxes of 64 x 64. source.ready(tile, label) returns once the copy engine may read the
-// block's tile of that number; all lanes call it. AHEAD: tiles that are asked into the L2 cache before there is room for them here.
-// counter: of `Draws`.
-template <int AHEAD, class Source>
-DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, int row, const Source& source, u32* counter) {
+// By one warp: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
+// returns once the copy engine may read it; done(tile) is told, in order, when it has been read and multiplied. All lanes
+// call all three. AHEAD: tiles that are asked into the L2 cache before there is room for them here.
+template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, const Source& source) {
   const bool one = elect();
-  Draws draws(work, counter, one);
 #pragma unroll 1
-  for (int i = 0; work.has(i); i++) {
-    if (i % TILES == 0) draws.before(i / TILES);
-    const int label = work.label(i), later = work.label(i + AHEAD);
-    if (AHEAD && later < work.labels && one) tma_prefetch(map, later, row);
-    source.ready(i, label);
-    if (i >= RING_Y) mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
-    if (one) {
+  for (int i = 0; i < work.tiles + RING_Y; i++) {
+    if (AHEAD && i + AHEAD < work.tiles && one) {
+      const int2 at = source.at(i + AHEAD);
+      tma_prefetch(map, at.x, at.y);
+    }
+    if (i < work.tiles) source.ready(i);
+    if (i >= RING_Y) {
+      mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
+      source.done(i - RING_Y);
+    }
+    if (i < work.tiles && one) {
+      const int2 at = source.at(i);
       mbarrier_expect(s.tile_full(i), TILE_BYTES);
-      tma_load(s.grads_at(i), map, s.tile_full(i), label, row);
+      tma_load(s.grads_at(i), map, s.tile_full(i), at.x, at.y);
     }
   }
 }
@@ -97,25 +103,16 @@ DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, 
 template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work,
                                                 int turn) {
   const bool one = elect();
+  const int all = work.tiles * UNITS / TOGETHER * STAGES;
 #pragma unroll 1
-  for (int i = turn;; i += LOADING) {
-    const int first = i / STAGES * TOGETHER, tile = first / UNITS, e = i % STAGES;
-    if (!work.has(tile)) break;
-#ifdef W_AHEAD
-    if (one) {
-      const int then = (i + W_AHEAD) / STAGES * TOGETHER, later = work.label(then / UNITS) + (i + W_AHEAD) % STAGES * STAGE;
-#pragma unroll
-      for (int u = 0; u < TOGETHER; u++)
-        if (later < work.labels) tma_prefetch(map, (then + u) % PARTS * 64, later + (then + u) / PARTS % GROUPS * GROUP);
-    }
-#endif
+  for (int i = turn; i < all; i += LOADING) {
     if (i >= RING_W) mbarrier_wait(s.empty(i - RING_W), s.passage(i - RING_W));
     if (one) {
-      const int begin = work.label(tile) + e * STAGE;
       mbarrier_expect(s.full(i), STAGE_BYTES + LISTS_BYTES);
 #pragma unroll
       for (int u = 0; u < TOGETHER; u++) {
-        const int unit = first + u, k = unit % PARTS * 64, label = begin + unit / PARTS % GROUPS * GROUP;
+        const int e = i % STAGES, unit = i / STAGES * TOGETHER + u, k = unit % PARTS * 64;
+        const int label = work.label(unit / UNITS) + unit / PARTS % GROUPS * GROUP + e * STAGE;
         const u16* list = lists + min(label, work.labels - 1) / LIST * static_cast<i64>(K) + k;
         tma_load(s.weights_at(i) + u * UNIT_BYTES, map, s.full(i), k, label);
         bulk_load(s.lists_at(i) + u * LIST_BYTES, list, LIST_BYTES, s.full(i));
@@ -134,11 +131,10 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
   const u32 own = s.sums() + odd * 64 + t * 16;
   // Row lane % 8 of matrix lane / 8: labels 0 to 7 or 8 to 15 of 16, inputs 0 to 7 or 8 to 15 of the warp's 16.
   const u32 matrix = (lane / 16 * 8 + lane % 8) * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
-  // Barriers of a turn: of its halves, and of this warpgroup alone.
-  const int mine = FIRST + 1 + wg * 3, before = FIRST + 1 + (wg + ADDING - 1) % ADDING * 3;
-  int unit = wg * TOGETHER;
-  for (; work.step(unit / UNITS) < work.all; unit += ADDING * TOGETHER) {
-    const int turn = unit / TOGETHER;
+  const int units = work.tiles / TILES * UNITS;
+  for (int unit = wg * TOGETHER; unit < units; unit += ADDING * TOGETHER) {
+    const int turn = unit / TOGETHER;  // barriers of a turn: of its halves, and of this warpgroup alone
+    const int mine = FIRST + 1 + turn % ADDING * 3, before = FIRST + 1 + (turn + ADDING - 1) % ADDING * 3;
     float products[TOGETHER][ROWS / 2];
     u32 inputs[TOGETHER];  // two of 16 bits
 #pragma unroll
@@ -204,11 +200,9 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
             store_sums((at[h] ^ c * 64) + half * 128, to);
           }
       }
-      barrier_arrive(mine + half, 256);
+      if (unit + TOGETHER < units) barrier_arrive(mine + half, 256);
     }
   }
-  // Whose turn would be next takes what the last one has left at the barriers.
-  if (unit > 0 && work.step((unit - TOGETHER) / UNITS) < work.all) barrier(before, 256), barrier(before + 1, 256);
   barrier(FIRST, ADDING * 128);
 }
 
@@ -216,6 +210,21 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
 template <int ADDING> DEVICE void write(const Layout& s, float* __restrict__ to, int dim, int thread) {
 #pragma unroll 4
   for (int i = thread; i < dim * 16; i += ADDING * 128) __stcg(reinterpret_cast<float4*>(to) + i, load_sums(s.sums() + i * 16));
+}
+
+// By the same threads: adds the sums to those at [dim][64] in memory, by the copy engine, in pieces of 32 inputs from the `first`-th on, and ends
+// once they are there. In which order several blocks do is up to the memory.
+template <int ADDING> DEVICE void add_to(const Layout& s, float* __restrict__ to, int dim, int first, int thread) {
+  const int pieces = dim / 32;
+  fence_async();
+  barrier(1, ADDING * 128);
+  if (!elect()) return;
+  for (int i = thread / 32; i < pieces; i += ADDING * 4) {
+    const int piece = (first + i) % pieces;
+    bulk_add(to + piece * 2048, s.sums() + piece * 8192, 8192);
+  }
+  bulk_commit();
+  bulk_wait<0>();
 }
 
 }  // namespace grad_input
