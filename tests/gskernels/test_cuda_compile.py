@@ -54,14 +54,10 @@ SOURCES: tuple[Source, ...] = (
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
             "RING_W": (2,)}, HOPPER),
     *(Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
-             {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
-              "RESIDENT": (resident,), "CHUNK": (chunk,), "RING": (8,), "OVERLAP": (overlap,), "BOX": (box,), "STORE": (store,),
-              "PIECE": (8,), "PAIR": (pair,), "SLOTS": (4,), "FOLLOW": (0,), "SUM": (store % 2,)}, HOPPER)
-      for resident, chunk, overlap, box, store, pair in ((1, 0, 1, 64, 0, 0), (2, 2, 0, 32, 1, 0), (0, 1, 1, 64, 2, 0))),
-    Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
-           {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16,), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,), "RESIDENT": (2,),
-            "CHUNK": (0,), "RING": (6,), "OVERLAP": (0,), "BOX": (32,), "STORE": (1,), "PIECE": (8,), "PAIR": (1,), "SLOTS": (2,),
-            "FOLLOW": (2048,), "SUM": (1,)}, HOPPER),
+             {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,), "SLICES": (2,),
+              "NEAR": (near,), "DIRECT": (direct,), "EARLY": (1,), "DEEP": (2,), "ASKED": (asked,), "RING": (8,), "OVERLAP": (1,),
+              "PIECE": (8,), "SHARED_SUMS": (asked - 1,)}, HOPPER)
+      for near, direct, asked in ((4, 0, 1), (1, 1, 1), (2, 0, 2), (1, 3, 1))),
     # test_hopper_step.py compiles what its plans ask for.
     Source("group_shared/hopper_step.cu", ("hopper_step", "hopper_step_prepare", "hopper_step_finish"),
            {"ELEMENT": ("fp16", "bf16"), "INDEX": ("int",), "K": (64,), "G": (16, 32), "LIST": (64,), "SLICES": (1, 4),

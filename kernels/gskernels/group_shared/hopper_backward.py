@@ -69,7 +69,7 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
     label_blocks = min(label_blocks, cdiv(problem.labels, TILE * _tiles(problem)))
     return Plan(
-        {**rows.macros, **found[0]}, max(rows.shared_bytes, found[1]), rows.slices, row_blocks, label_blocks,
+        {**rows.macros, **found[0], "SHARED_SUMS": 1}, max(rows.shared_bytes, found[1]), rows.slices, row_blocks, label_blocks,
         LEAD // (rows.slices * 128),
     )  # fmt: skip
 
