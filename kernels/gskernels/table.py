@@ -283,7 +283,7 @@ def _group_shared_fused(shape: Shape, pass_: str, item: int) -> int:
 
 def _group_shared_cuda_fused(shape: Shape, pass_: str, item: int) -> int:
     """For the step on an H200 X^T, dX^T in fp32, the ring between its blocks, and where each unit's positives begin; for
-    topk the largest logit of each 64 labels and what is known of their parts, in windows of eight that may be half empty."""
+    topk the largest logit of each 64 labels and of each 256, and what is known of their parts, in whole windows of 512."""
     if pass_ != STEP and _best_on_hopper(shape, item):
         return 6 * shape.batch * math.ceil(shape.labels / 512) * 8
     if pass_ != STEP or item == 4:

@@ -58,12 +58,10 @@ def test_a_plan_fits_the_gpu(problem: Problem, k: int) -> None:
     assert 1 <= plan.blocks <= max(H200.processors, plan.slices)
     assert plan.blocks % plan.slices == 0
     assert plan.slices * 64 >= problem.batch
-    # Pairs of tiles that leave together stay within a row, whose pieces begin on 16 bytes; and each tile is someone's.
-    assert plan.run % 2 == plan.stride % 8 == 0
+    # Windows of tiles stay within a row, whose pieces begin on 16 bytes; and no block has no tile.
+    assert plan.stride % hopper_topk.WINDOW == 0
     assert plan.stride * 64 >= problem.labels
-    runs = plan.blocks // plan.slices * int(plan.macros["WARPGROUPS"])
-    assert runs * plan.run * 64 >= problem.labels
-    assert plan.windows * hopper_topk.WINDOW >= runs * plan.run
+    assert (plan.blocks // plan.slices - 1) * int(plan.macros["WARPGROUPS"]) * hopper_topk.QUAD * 64 < problem.labels
     if problem.dim <= 768:
         assert 2 * (plan.choose_bytes + hopper_topk.CHOOSE_STATIC + 1024) <= 228 * 1024  # two blocks a multiprocessor
 
@@ -72,7 +70,7 @@ def test_a_plan_fits_the_gpu(problem: Problem, k: int) -> None:
 @pytest.mark.parametrize("problem", [DEFAULT, *TAKEN[-3:]], ids=str)
 def test_what_is_kept_is_a_small_part_of_the_logits(problem: Problem, k: int) -> None:
     plan = made(problem, k)
-    kept = problem.batch * plan.stride * 4 + plan.hints * problem.batch // 2 * plan.windows * 16
+    kept = problem.batch * plan.stride * (4 + 4 // hopper_topk.QUAD + plan.hints)
     assert kept <= 0.05 * problem.batch * problem.labels * 2
     shape = Shape(problem.batch, problem.dim, problem.labels, problem.fan_in, problem.group_size)
     assert kept <= IMPLEMENTATION.temporaries(shape, "topk", 2) <= 0.05 * problem.batch * problem.labels * 2
@@ -188,8 +186,8 @@ def test_both_kernels_round_alike(name: str) -> None:
     plan = hopper_topk.plan_for(problem, 128, True, x.device)
     if plan is None:
         pytest.skip("needs a Hopper GPU")
-    largest, hints = hopper_topk.maxima(x, layer, problem, plan)
-    values, labels = hopper_topk.choose(x, layer, 128, problem, plan, largest, hints)
+    largest, quads, hints = hopper_topk.maxima(x, layer, problem, plan)
+    values, labels = hopper_topk.choose(x, layer, 128, problem, plan, largest, quads, hints)
     none = torch.full_like(largest[:, : -(-shape.labels // 64)], -math.inf)
     of_tiles = none.scatter_reduce(1, labels // 64, values, "amax")
     seen = of_tiles > -math.inf

@@ -20,7 +20,7 @@ from gskernels.fixed_fan_in.triton_kernels import (
     label_grad_weight_kernel,
     take_kernel,
 )
-from gskernels.group_shared.triton import Problem, distinct, transpose, without
+from gskernels.group_shared.triton_problem import Problem, distinct, transpose, without
 from gskernels.layer import Layer
 from gskernels.topology import GroupTopology
 from gskernels.tune import Config

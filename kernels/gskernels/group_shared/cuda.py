@@ -117,9 +117,9 @@ def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: boo
             loss, dx, dw, db = hopper_step.step(_ready(x), ready, aligned, updates.get("weight"), problem, plan)
             left = {name: update for name, update in updates.items() if name != "weight"}
             return finish(loss, dx, layer, {"weight": dw, "bias": db}, left)
-    from gskernels.group_shared import triton_step
+    from gskernels.group_shared import triton
 
-    return triton_step.step(x, layer, targets, updates, guard)
+    return triton.step(x, layer, targets, updates, guard)
 
 
 def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:

@@ -55,18 +55,18 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
   }
   __syncthreads();
 
-  const int tiles = cdiv(labels, 64);
+  // A unit is WIDE neighbouring tiles. Every warpgroup of the slice has as many of the first `owned`.
+  const int tiles = cdiv(labels, 64), units = cdiv(tiles, WIDE), first = part * WARPGROUPS + group, step = parts * WARPGROUPS;
+  const int owned = max(0, units / step - DRAWN) * step;
   if (loads) {
-    // A unit is WIDE neighbouring tiles.
-    const int units = cdiv(tiles, WIDE), step = parts * WARPGROUPS, owned = max(0, units / step - DRAWN) * step;
     int n = 0;  // chunks asked for
     auto stage_of_next = [&] {
       if (n >= STAGES) mbarrier_wait(empty + 8 * (n % STAGES), n / STAGES - 1 & 1);
       return n % STAGES;
     };
     for (int i = 0;; i++) {
-      int unit = part * WARPGROUPS + group + i * step;
-      if (unit >= owned) {  // every warpgroup of the slice draws once in vain, which makes the counter zero again
+      int unit = first + i * step;
+      if (unit >= owned) {  // each draws once in vain, which makes the counter zero again
         if (lane == 0) unit = owned + atomicInc(counters + slice, units - owned + step - 1);
         unit = __shfl_sync(~0u, unit, 0);
       }
@@ -86,7 +86,7 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
           if (!one) continue;
           // Lists that the last tile lacks would name any row: zero is one.
 #pragma unroll 1
-          for (int i = held * 32; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+          for (int word = held * 32; word < LIST_BYTES / 4; word++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[word] = 0;
           next_unit[i % AHEAD] = unit;
           mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + held * 128);
           tma_load(ring + stage * WEIGHT_BYTES, &weights, full + 8 * stage, c * 64, tile * 64);
@@ -105,9 +105,12 @@ hopper_forward(const __grid_constant__ TensorMap weights, const __grid_constant_
   const int piece = 2 * warp + ((lane >> 3) & 1);
   int n = 0, turn = 0;  // chunks taken, tiles
   for (int i = 0;; i++) {
-    mbarrier_wait(full + 8 * (n % STAGES), n / STAGES & 1);
-    const int unit = next_unit[i % AHEAD];
-    if (unit < 0) break;
+    int unit = first + i * step;
+    if (unit >= owned) {
+      mbarrier_wait(full + 8 * (n % STAGES), n / STAGES & 1);
+      unit = next_unit[i % AHEAD];
+      if (unit < 0) break;
+    }
 #pragma unroll 1
     for (int half = 0; half < WIDE; half++, turn++) {
       const int tile = unit * WIDE + half;

@@ -16,102 +16,101 @@ constexpr int THREADS = WARPGROUPS * 160;
 constexpr int ROOM = (WARPGROUPS > 2 ? 128 : 256) / K;  // products whose operands have registers at the same time
 constexpr int TOGETHER = ROOM < 1 ? 1 : ROOM < PRODUCTS ? ROOM : PRODUCTS;
 
-DEVICE float larger(float a, float b) {  // NaN if either is
-  float v;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
-  return v;
-}
-
-// maxima [batch, stride] fp32, NaN where a logit is; hints: see topk.cuh, `windows` for each pair of rows. run: tiles of a
-// warpgroup, an even number.
+// A column of the grid has a slice, a row of it is a part of the labels. maxima [batch, stride], quads [batch, stride / 4] fp32,
+// the largest of each tile and of each quad, NaN where a logit is; hints: see topk.cuh.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_topk_maxima(const __grid_constant__ TensorMap weights, const T* __restrict__ x, const u16* __restrict__ lists,
-                   const T* __restrict__ bias, float* __restrict__ maxima, u32* __restrict__ hints, int batch, int dim,
-                   int labels, int stride, int slices, int run, int windows) {
+hopper_topk_maxima(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap x, const u16* __restrict__ lists,
+                   const T* __restrict__ bias, float* __restrict__ maxima, float* __restrict__ quads, u32* __restrict__ hints,
+                   int batch, int dim, int labels, int stride) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  __shared__ __align__(8) u64 barriers[2 * WARPGROUPS * STAGES];
+  __shared__ __align__(8) u64 barriers[WARPGROUPS][2 * STAGES + 1];
   start_next();
-  const bool loads = threadIdx.x >= WARPGROUPS * 128;
-  const int group = loads ? threadIdx.x / 32 - WARPGROUPS * 4 : threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const int slice = blockIdx.x % slices, part = blockIdx.x / slices;
+  // The same for all lanes, and the compiler knows: what follows from it goes to uniform registers.
+  const int number = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const bool loads = number >= WARPGROUPS * 4;
+  const int group = loads ? number - WARPGROUPS * 4 : number / 4, warp = number % 4;
+  const int slice = blockIdx.x, tiles = cdiv(labels, 64);
   const u32 xt = shared_address(shared), ring = xt + dim * 128 + group * (STAGES * WEIGHT_BYTES);
   const int list_offset = dim * 128 + WARPGROUPS * STAGES * WEIGHT_BYTES + group * STAGES * LIST_BYTES;
-  const u32 full = shared_address(barriers + group * STAGES), empty = full + WARPGROUPS * STAGES * 8;
-  if (threadIdx.x < 2 * WARPGROUPS * STAGES) mbarrier_init(shared_address(barriers + threadIdx.x), threadIdx.x < WARPGROUPS * STAGES ? 1 : 4);
-  mbarrier_fence();
-  __syncthreads();
-
-  const int first = (part * WARPGROUPS + group) * run, end = min(first + run, cdiv(labels, 64)), groups = cdiv(labels, LIST);
+  const u32 full = shared_address(barriers[group]), empty = full + STAGES * 8, came = empty + STAGES * 8;
   const bool one = elect();
-  auto load = [&](int tile, int stage) {
-    const int held = min(PRODUCTS, cdiv(labels - tile * 64, G));
-    const int at = tile * 64 / LIST, together = min(PRODUCTS, groups - at);
-    mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + (ROW_OF_LISTS ? together : held) * K * 2);
-#pragma unroll
-    for (int k = 0; k < K / 64; k++) tma_load(ring + stage * WEIGHT_BYTES + k * 8192, &weights, full + 8 * stage, k * 64, tile * 64);
-    const u32 to = xt + list_offset + stage * LIST_BYTES;
-    if (ROW_OF_LISTS) bulk_load(to, lists + static_cast<i64>(at) * K, together * K * 2, full + 8 * stage);
-    else
-      for (int p = 0; p < held; p++) bulk_load(to + p * K * 2, lists + static_cast<i64>((tile * 64 + p * G) / LIST) * K, K * 2, full + 8 * stage);
-  };
-  if (loads && one)
-    for (int stage = 0; stage < STAGES; stage++) {
-      // Lists that the last tile lacks would name any row: zero is one.
-      for (int i = 0; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
-      fence_async();
-      if (first + stage < end) load(first + stage, stage);
-    }
-  if (!loads) load_slice<WARPGROUPS * 4, WARPGROUPS == 4 ? 6 : 8>(xt, x, slice * 64, batch, dim);
+  if (loads && one) {
+    for (int s = 0; s < STAGES; s++) mbarrier_init(full + 8 * s, 1), mbarrier_init(empty + 8 * s, 4);
+    mbarrier_init(came, 1);
+    mbarrier_fence();
+    ask_slice<WARPGROUPS>(xt, &x, came, group, slice * 64, dim);
+  }
   __syncthreads();
 
+  // Whole quads, as many for each warpgroup of the slice, or one more.
+  const u64 quads_in_all = cdiv(tiles, QUAD), run = blockIdx.y * WARPGROUPS + group, runs = gridDim.y * WARPGROUPS;
+  const int first = static_cast<int>(quads_in_all * run / runs) * QUAD, end = min(static_cast<int>(quads_in_all * (run + 1) / runs) * QUAD, tiles);
   if (loads) {
-    for (int tile = first + STAGES, stage = 0, phase = 0; tile < end; tile++) {
+    for (int tile = first, stage = 0, phase = 1; tile < end; tile++) {  // the parity of what has not begun counts as over
       mbarrier_wait(empty + 8 * stage, phase);
-      if (one) load(tile, stage);
+      if (one) {
+        const int held = min(PRODUCTS, cdiv(labels - tile * 64, G));
+        const int at = tile * 64 / LIST, together = ROW_OF_LISTS ? min(PRODUCTS, cdiv(labels, LIST) - at) : held;
+        // Lists that the last tile lacks would name any row: zero is one.
+#pragma unroll 1
+        for (int i = together * K / 2; i < LIST_BYTES / 4; i++) reinterpret_cast<u32*>(shared + list_offset + stage * LIST_BYTES)[i] = 0;
+        mbarrier_expect(full + 8 * stage, WEIGHT_BYTES + together * K * 2);
+#pragma unroll
+        for (int k = 0; k < K / 64; k++) tma_load(ring + stage * WEIGHT_BYTES + k * 8192, &weights, full + 8 * stage, k * 64, tile * 64);
+        const u32 to = xt + list_offset + stage * LIST_BYTES;
+        if (ROW_OF_LISTS) bulk_load(to, lists + static_cast<i64>(at) * K, together * K * 2, full + 8 * stage);
+        else
+          for (int p = 0; p < held; p++) bulk_load(to + p * K * 2, lists + static_cast<i64>((tile * 64 + p * G) / LIST) * K, K * 2, full + 8 * stage);
+      }
       if (++stage == STAGES) stage = 0, phase ^= 1;
     }
     return;
   }
-  if (first >= end) return;
+  turn_slice<WARPGROUPS>(xt, came, group, 2 + group, warp, lane, dim);
+  barrier(1, WARPGROUPS * 128);
+
   const int piece = 2 * warp + ((lane >> 3) & 1);
   const bool odd = lane & 1;            // which of its two rows' numbers this lane keeps,
-  const int upper = lane & 2 ? 4 : 0;   // and of which half of a window
+  const int upper = lane & 2 ? 4 : 0;   // and of which quad of a window
   const int row = slice * 64 + warp * 16 + lane / 4 + odd * 8;
-  float kept[4] = {};
-  [[maybe_unused]] u32 below[2] = {};  // of either row, as hints are stored
+  float kept[QUAD] = {};
+  [[maybe_unused]] u32 below = 0;  // as hints are stored
   u32 a[TOGETHER][K / 64][4][4];
   // largest: of each half's labels of this lane, of either row.
   auto keep = [&](int tile, const float (&largest)[2][2]) {
-    const int slot = (tile - first) % WINDOW;
+    const int slot = tile % WINDOW;
     const float of_rows[2] = {larger(largest[0][0], largest[1][0]), larger(largest[0][1], largest[1][1])};
     float best = larger(odd ? of_rows[1] : of_rows[0], __shfl_xor_sync(~0u, odd ? of_rows[0] : of_rows[1], 1));
     best = larger(best, __shfl_xor_sync(~0u, best, 2));
 #if HINTS
     const float other = __shfl_xor_sync(~0u, best, 1);
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
+    for (int r = 1; r >= 0; r--) {
       const float bound = bound_of_parts(odd == (r == 1) ? best : other);
 #pragma unroll
-      for (int h = 0; h < 2; h++)  // the sign says whether it is less
-        below[r] = __funnelshift_l(__float_as_uint(__fsub_rn(largest[h][r], bound)), below[r], 1);
+      for (int h = 1; h >= 0; h--)  // the sign says whether it is less
+        below = __funnelshift_l(__float_as_uint(__fsub_rn(largest[h][r], bound)), below, 1);
     }
 #endif
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < QUAD; i++)
       if (slot == i + upper) kept[i] = best;
     if (slot < WINDOW - 1 && tile + 1 < end) return;
-    if (row < batch) {
-      const int at = tile - slot + upper;  // what is stored beyond the last tile, nobody reads
-      float2* to = reinterpret_cast<float2*>(maxima + static_cast<i64>(row) * stride + at);
-      if (at < end) to[0] = make_float2(kept[0], kept[1]);
-      if (at + 2 < end) to[1] = make_float2(kept[2], kept[3]);
+    const int window = tile - slot;  // of which either quad may be another's
+    if (row < batch && upper <= slot && window + upper >= first) {
+#pragma unroll
+      for (int i = 1; i < QUAD; i++)
+        if (upper + i > slot) kept[i] = __int_as_float(0xFF800000);  // beyond the last tile
+      const i64 at = static_cast<i64>(row) * stride + window + upper;
+      // Together, which the compiler would not.
+      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(maxima + at), "f"(kept[0]), "f"(kept[1]), "f"(kept[2]), "f"(kept[3]) : "memory");
+      quads[at / QUAD] = larger(larger(kept[0], kept[1]), larger(kept[2], kept[3]));
     }
 #if HINTS
     if (slice * 64 + warp * 16 < batch) {
-      const int shift = 2 * (WINDOW - 1 - slot);
-      const int window = (part * WARPGROUPS + group) * cdiv(run, WINDOW) + (tile - first) / WINDOW;
-      const i64 at = static_cast<i64>((slice * 4 + warp) * 8 + lane / 4) * windows + window;
-      hints[at * 4 + lane % 4] = __byte_perm(below[0] << shift, below[1] << shift, 0x5410);
+      u32* word = hints + hint_at((slice * 4 + warp) * 8 + lane / 4, tile, stride) + lane % 4;
+      if (slot >= QUAD && window >= first) *word = below << 4 * (WINDOW - 1 - slot);
+      else reinterpret_cast<u16*>(word)[slot < QUAD] = static_cast<u16>(below << 4 * (QUAD - 1 - slot % QUAD));
     }
 #endif
     __syncwarp();

@@ -2,9 +2,10 @@
 
 A row's k best labels lie in the k tiles of 64 labels whose largest logits are the largest, where equal ones are ordered
 by tile: each of these tiles holds a label that comes before every label of another tile. So `hopper_topk.cu` makes the
-products of a forward and keeps each tile's largest logit, `topk_choose.cu` chooses k tiles a row, computes the logits of
-these again, and takes the k best. For a large k it computes fewer: with the largest logit, a bit says of each 8 labels of
-a tile whether theirs are less by a quarter of it, and what must lie below the k-th tile's largest is left out.
+products of a forward and keeps each tile's largest logit, and that of each quad of tiles, so that few have to be looked at.
+`topk_choose.cu` chooses the k tiles a row, or hardly more, computes the logits of these again, and takes the k best. For
+a large k it computes fewer: with the largest logit, a bit says of each 8 labels of a tile whether theirs are less by a
+quarter of it, and what must lie below the k-th tile's largest is left out.
 
 What is exact is the order of the second kernel's fp32 sums. Both kernels add the same products of 16 inputs at a time on
 tensor cores, the first by wgmma, the second by mma.sync; if a GPU rounded these sums differently, logits that differ by
@@ -32,9 +33,10 @@ from gskernels.tune import cdiv
 
 SOURCE, CHOOSE = "group_shared/hopper_topk.cu", "group_shared/topk_choose.cu"
 CHOOSE_THREADS = 512
-CHOOSE_STATIC = 3072  # bytes of shared memory of fixed size
+CHOOSE_STATIC = 2048  # bytes of shared memory of fixed size
+CHOOSE_LISTS = 16 * 2048 + 1024 * 8 + 128 * 16 * 4  # bytes of weights on their way, of lists of labels and of pieces
 HINTS_FROM = 17  # the k from which computing fewer logits again is worth more than knowing which
-WINDOW = 8  # tiles whose numbers a warpgroup stores at once
+WINDOW, QUAD = 8, 4  # tiles whose numbers a warpgroup stores at once, and whose largest it stores too
 # Warpgroups and stages: the first that fits. Accumulators and operands of more than MOST_WARPGROUPS would spill.
 CHOICES = ((4, 4), (4, 3), (4, 2), (3, 4), (3, 3), (3, 2), (2, 4), (2, 3), (2, 2), (4, 1), (3, 1), (2, 1))
 MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
@@ -44,7 +46,6 @@ MOST_WARPGROUPS = {64: 4, 128: 3, 192: 2, 256: 2}  # by fan-in
 class Plan:
     """macros, threads, shared_bytes, blocks, slices: of the first kernel, as in `hopper.Plan`. stride: of its numbers.
 
-    run: neighbouring tiles of a warpgroup. windows: of hints, of a pair of rows (`topk.cuh`).
     choose_macros, choose_bytes: macros and shared memory of the second, which has a block for each row.
     """
 
@@ -54,8 +55,6 @@ class Plan:
     slices: int
     blocks: int
     stride: int
-    run: int
-    windows: int
     choose_macros: Mapping[str, int | str]
     choose_bytes: int
 
@@ -74,14 +73,11 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     room = gpu.shared_bytes - RESERVED - problem.dim * 128
     fitting = [c for c in CHOICES if c[0] <= MOST_WARPGROUPS[problem.fan_in] and c[0] * c[1] * stage <= room]
     tiles, slices = cdiv(problem.labels, TILE), cdiv(problem.batch, 64)
-    count = min(k, tiles)
-    choose_bytes = 16 * (2 * 2048 + (4 if unit == 16 else 2) * 36 * 4) + count * (TILE * 4 + 8 * 2) + problem.dim * 2
+    choose_bytes = CHOOSE_LISTS + problem.dim * 2
     if common is None or not fitting or choose_bytes + CHOOSE_STATIC > gpu.shared_bytes:
         return None
     warpgroups, stages = fitting[0]
-    parts = max(1, gpu.processors // slices)
-    run = cdiv(cdiv(tiles, parts * warpgroups), 2) * 2  # pairs begin on 8 bytes
-    parts = cdiv(cdiv(tiles, run), warpgroups)
+    parts = max(1, min(gpu.processors // slices, cdiv(cdiv(tiles, QUAD), warpgroups)))
     both: dict[str, int | str] = {
         "ELEMENT": common["ELEMENT"], "K": problem.fan_in, "LIST": problem.group_size, "BIAS": int(bias),
         "HINTS": int(k >= HINTS_FROM),
@@ -89,7 +85,7 @@ def plan_of(problem: Problem, k: int, bias: bool, gpu: Machine) -> Plan | None:
     macros = common | both | {"WARPGROUPS": warpgroups, "STAGES": stages}
     return Plan(
         macros, warpgroups * 160, problem.dim * 128 + warpgroups * stages * stage, slices, slices * parts,
-        cdiv(tiles, WINDOW) * WINDOW, run, parts * warpgroups * cdiv(run, WINDOW), both, choose_bytes,
+        cdiv(tiles, WINDOW) * WINDOW, both, choose_bytes,
     )  # fmt: skip
 
 
@@ -99,30 +95,31 @@ def plan_for(problem: Problem, k: int, bias: bool, device: torch.device) -> Plan
     return None if gpu is None else plan_of(problem, k, bias, gpu)
 
 
-def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor | None]:
-    """([B, stride] fp32: the largest logit of each 64 labels; what `topk.cuh` says of their parts, or None).
+def maxima(x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The largest logits, fp32: [B, stride] of each 64 labels, [B, stride / 4] of each four of these; then hints or None.
 
-    What lies beyond the last tile is undefined. Operands are contiguous and begin on 16 bytes.
+    What `topk.cuh` says of parts are hints. What lies beyond the last tile is undefined. Operands are contiguous and begin
+    on 16 bytes.
     """
     largest = x.new_empty(problem.batch, plan.stride, dtype=torch.float32)
+    quads = x.new_empty(problem.batch, plan.stride // QUAD, dtype=torch.float32)
     pairs = cdiv(problem.batch, 16) * 8  # of rows
-    hints = x.new_empty(pairs, plan.windows, 4, dtype=torch.int32) if plan.hints else None
-    weights = hopper.weight_map(layer, problem, TILE)
-    args = (weights, x, hopper.lists(layer), layer.bias, largest, hints, problem.batch, problem.dim,
-            problem.labels, plan.stride, plan.slices, plan.run, plan.windows)  # fmt: skip
+    hints = x.new_empty(pairs, plan.stride // WINDOW, 4, dtype=torch.int32) if plan.hints else None
+    args = (hopper.weight_map(layer, problem, TILE), hopper.row_map(x), hopper.lists(layer), layer.bias, largest, quads,
+            hints, problem.batch, problem.dim, problem.labels, plan.stride)  # fmt: skip
     launcher = kernel(SOURCE, "hopper_topk_maxima", plan.macros, x.get_device())
-    launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)
-    return largest, hints
+    launcher.launch((plan.slices, plan.blocks // plan.slices), plan.threads, args, plan.shared_bytes)
+    return largest, quads, hints
 
 
 def choose(
-    x: Tensor, layer: Layer, k: int, problem: Problem, plan: Plan, largest: Tensor, hints: Tensor | None
+    x: Tensor, layer: Layer, k: int, problem: Problem, plan: Plan, largest: Tensor, quads: Tensor, hints: Tensor | None
 ) -> Best:  # fmt: skip
     """(values [B, k] fp32, labels [B, k] int64) from what `maxima` returned."""
     values = x.new_empty(problem.batch, k, dtype=torch.float32)
     labels = torch.empty_like(values, dtype=torch.int64)
-    args = (largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
-            problem.dim, problem.labels, plan.stride, plan.run, plan.windows, k)  # fmt: skip
+    args = (quads, largest, hints, x, layer.weight, hopper.lists(layer), layer.bias, values, labels,
+            problem.dim, problem.labels, plan.stride, k)  # fmt: skip
     launcher = kernel(CHOOSE, "topk_choose", plan.choose_macros, x.get_device())
     launcher.launch(problem.batch, CHOOSE_THREADS, args, plan.choose_bytes, early=True)
     return values, labels

@@ -1,10 +1,9 @@
-// To list the best of n numbers, by all threads of a block: every thread has the largest of its own; a number that k threads
-// reach is a bound that k of the n reach; those that do are few, unless very many are equal: then a radix selection counts
-// digits. A source of numbers has each(f), which calls f(key, place) for those of this thread.
+// To find the best of n numbers, by all threads of a block: every thread has the largest of its own; a number that k threads reach
+// is a bound that k of the n reach; those that do are hardly more than k, unless very many are equal: then digits are counted.
 #pragma once
 #include "../cuda/common.cuh"
 
-constexpr int THREADS = 512, WARPS = THREADS / 32, ROOM = 1024;  // of a list
+constexpr int THREADS = 512, WARPS = THREADS / 32;
 
 // ---- numbers that sort as logits do: -0 equals 0, any NaN is above +inf, 0 is below all; then the smaller place first ----
 
@@ -18,14 +17,61 @@ DEVICE int place_of(u64 entry) { return static_cast<int>(~static_cast<u32>(entry
 DEVICE u32 key_of(u64 entry) { return static_cast<u32>(entry >> 32); }
 
 struct Scratch {
-  u32 bins[256];
-  int count, digit, wanted, parts;
+  alignas(16) u32 bins[256];
+  u32 largest[WARPS], least[WARPS];
 };
 
-// The entry of which exactly `count` are as large, digit by digit. By all threads.
+// The bin in which the `wanted`-th largest number lies, how many lie above it, and how many in it. By whole warps, each for itself.
+struct Bin { int number, above, inside; };
+DEVICE Bin bin_of(const u32* bins, int wanted) {
+  const int lane = threadIdx.x % 32, top = 248 - 8 * lane;  // a lane has eight, lane 0 the highest
+  const uint4 low = *reinterpret_cast<const uint4*>(bins + top), high = *reinterpret_cast<const uint4*>(bins + top + 4);
+  const int held[8] = {static_cast<int>(high.w), static_cast<int>(high.z), static_cast<int>(high.y), static_cast<int>(high.x),
+                       static_cast<int>(low.w), static_cast<int>(low.z), static_cast<int>(low.y), static_cast<int>(low.x)};
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum += held[i];
+  int above = sum;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int other = __shfl_up_sync(~0u, above, d);
+    if (lane >= d) above += other;
+  }
+  const int lane_of_it = max(__ffs(__ballot_sync(~0u, above >= wanted)) - 1, 0);
+  above -= sum;
+  int number = 0, inside = held[0];
+#pragma unroll
+  for (int i = 1; i < 8; i++)
+    if (number == i - 1 && above + inside < wanted) above += inside, inside = held[i], number = i;
+  number = top + 7 - number;
+  return {__shfl_sync(~0u, number, lane_of_it), __shfl_sync(~0u, above, lane_of_it), __shfl_sync(~0u, inside, lane_of_it)};
+}
+
+// A key that `count` threads reach with theirs, and hardly more; 0 where fewer have one. By all threads, which have met.
+DEVICE u32 reached(u32 mine, int count, Scratch& scratch) {
+  u32 most = __reduce_max_sync(~0u, mine), low = __reduce_min_sync(~0u, mine ? mine : ~0u);
+  if (threadIdx.x % 32 == 0) scratch.largest[threadIdx.x / 32] = most, scratch.least[threadIdx.x / 32] = low;
+  if (threadIdx.x < 256) scratch.bins[threadIdx.x] = 0;
+  if (__syncthreads_count(mine != 0) < count) return 0;
+  most = __reduce_max_sync(~0u, scratch.largest[threadIdx.x % WARPS]), low = __reduce_min_sync(~0u, scratch.least[threadIdx.x % WARPS]);
+  int shift = max(0, 24 - __clz(most - low)), above = 0;
+#pragma unroll 1
+  while (true) {  // bins from `low` on; once is enough unless nearly all lie in one
+    if (mine >= low && (mine - low) >> shift < 256) atomicAdd(scratch.bins + ((mine - low) >> shift), 1);
+    __syncthreads();
+    const Bin bin = bin_of(scratch.bins, count - above);
+    low += static_cast<u32>(bin.number) << shift;
+    if (shift == 0 || above + bin.above + bin.inside <= count + count / 8 + 2) return low;
+    above += bin.above, shift = max(0, shift - 8);
+    __syncthreads();
+    if (threadIdx.x < 256) scratch.bins[threadIdx.x] = 0;
+    __syncthreads();
+  }
+}
+
+// The entry of which exactly `count` are as large, digit by digit. source.each(f) calls f(key, place). By all threads, which have met.
 template <class Source> DEVICE u64 radix_bound(const Source& source, int count, Scratch& scratch) {
   u64 bound = 0;
-  int wanted = count;
 #pragma unroll 1
   for (int shift = 56; shift >= 0; shift -= 8) {
     if (threadIdx.x < 256) scratch.bins[threadIdx.x] = 0;
@@ -37,53 +83,25 @@ template <class Source> DEVICE u64 radix_bound(const Source& source, int count, 
       if (__ffs(same) - 1 == static_cast<int>(threadIdx.x % 32)) atomicAdd(scratch.bins + digit, __popc(same));
     });
     __syncthreads();
-    if (threadIdx.x < 32) {  // lane i has the digits from 255 - 8 i downwards
-      const int top = 255 - 8 * static_cast<int>(threadIdx.x);
-      int sum = 0;
-      for (int i = 0; i < 8; i++) sum += scratch.bins[top - i];
-      int above = sum;
-      for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(~0u, above, d);
-        if (static_cast<int>(threadIdx.x) >= d) above += other;
-      }
-      above -= sum;
-      if (above < wanted && above + sum >= wanted) {
-        int digit = top;
-        while (above + static_cast<int>(scratch.bins[digit]) < wanted) above += scratch.bins[digit--];
-        scratch.digit = digit, scratch.wanted = wanted - above;
-      }
-    }
+    const Bin bin = bin_of(scratch.bins, count);
+    bound |= static_cast<u64>(bin.number) << shift, count -= bin.above;
     __syncthreads();
-    bound |= static_cast<u64>(scratch.digit) << shift, wanted = scratch.wanted;
   }
   return bound;
 }
 
-// list[0 .. result) holds the `count` best, of at least as many with a key above 0, and maybe others. By all threads.
-template <class Source> DEVICE int list_best(const Source& source, int count, u64* list, Scratch& scratch) {
-  u32 mine = 0, low = 0;
-  source.each([&](u32 key, int) { mine = max(mine, key); });
-  if (threadIdx.x == 0) scratch.count = 0;
-#pragma unroll 1
-  for (u32 bit = 1u << 31; bit >= 1u << 12; bit /= 2)
-    if (__syncthreads_count(mine >= (low | bit)) >= count) low |= bit;
-  auto collect = [&](u64 bound) {
-    source.each([&](u32 key, int place) {
-      if (key == 0 || entry(key, place) < bound) return;
-      const int at = atomicAdd(&scratch.count, 1);
-      if (at < ROOM) list[at] = entry(key, place);
-    });
-  };
-  if (mine >= low) collect(static_cast<u64>(low) << 32);
-  __syncthreads();
-  const int found = scratch.count;
-  if (found <= ROOM) return found;
-  const u64 bound = radix_bound(source, count, scratch);
-  if (threadIdx.x == 0) scratch.count = 0;
-  __syncthreads();
-  collect(bound);
-  __syncthreads();
-  return count;
+// Where this thread's n go: behind what all have put there, counted by `counter`. By whole warps.
+DEVICE int places(int n, int* counter) {
+  const int lane = threadIdx.x % 32;
+  if (!__any_sync(~0u, n)) return 0;
+  int upto = n;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int other = __shfl_up_sync(~0u, upto, d);
+    if (lane >= d) upto += other;
+  }
+  const int start = lane == 31 ? atomicAdd(counter, upto) : 0;
+  return __shfl_sync(~0u, start, 31) + upto - n;
 }
 
 // f(rank, entry) for the `count` best of the list. Four threads have an entry, and look at a quarter of the others each.

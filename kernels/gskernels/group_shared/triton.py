@@ -11,89 +11,26 @@ Operands that are not contiguous are copied. Nothing waits for the GPU, except w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.group_shared import problem
-from gskernels.group_shared.triton_kernels import (
-    forward_kernel,
-    gradients_kernel,
-    ordered_grad_input_kernel,
-    transpose_kernel,
-)
+from gskernels.group_shared import triton_step, triton_topk
+from gskernels.group_shared.triton_kernels import forward_kernel, gradients_kernel, ordered_grad_input_kernel
+from gskernels.group_shared.triton_problem import Problem, distinct, transpose, without
 from gskernels.layer import Layer
 from gskernels.positives import Positives
-from gskernels.ranking import Best
-from gskernels.steps import Outcome, Targets, Updates
+from gskernels.ranking import Best, by_logits
+from gskernels.steps import Outcome, Targets, Updates, unfused
 from gskernels.tune import Config
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # Triton < 3.4
     TensorDescriptor = None
-
-# Atomics go to four accumulators of dX^T, tile by tile, while these are small. H200, default point, both gradients:
-# 0.455 ms against 0.480 with one accumulator, at G = 128 0.207 against 0.209.
-COPIED_NUMBERS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Problem(problem.Problem):
-    """The sizes that decide tiles and grids."""
-
-    @property
-    def block_g(self) -> int:
-        """Labels of a tile: the smallest power of two that holds a group, within what registers hold."""
-        return min(32 if self.dtype == torch.float32 else 128, max(16, tune.power_of_two(self.group_size)))
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of all groups; those past the end of a ragged last group hold no labels."""
-        return tune.cdiv(self.labels, self.group_size) * tune.cdiv(self.group_size, self.block_g)
-
-    @property
-    def stride(self) -> int:
-        """Row length of X^T and dX^T: B rounded up, so that every slice of up to 256 is whole and aligned."""
-        return max(16, tune.power_of_two(self.batch)) if self.batch <= 256 else tune.cdiv(self.batch, 256) * 256
-
-    @property
-    def wide(self) -> bool:
-        """Whether offsets into X^T and dX^T need 64 bits."""
-        return self.dim * self.stride >= 2**31
-
-    @property
-    def shape_class(self) -> str:
-        return tune.shape_class(
-            batch=self.batch, dim=self.dim, labels=self.labels, fan_in=self.fan_in, group_size=self.group_size,
-            dtype=self.dtype, rows=self.rows,
-        )  # fmt: skip
-
-    @property
-    def tight(self) -> bool:
-        """Whether groups are whole tiles."""
-        return self.group_size % self.block_g == 0
-
-    @property
-    def contiguous_rows(self) -> bool:
-        """Whether rows of Y are made of whole 16-byte pieces, in whole tiles: what the copy engine can write."""
-        return self.tight and self.labels * self.dtype.itemsize % 16 == 0
-
-    @property
-    def rows(self) -> str:
-        """What may be moved in 16-byte pieces: rows of W and Y ("aligned"), of W alone ("ragged"), neither ("narrow")."""
-        if self.fan_in * self.dtype.itemsize % 16:
-            return "narrow"
-        return "aligned" if self.contiguous_rows else "ragged"
-
-    def constants(self) -> dict[str, int]:
-        return {"K": self.fan_in, "G": self.group_size, "BLOCK_G": self.block_g, "TIGHT": self.tight,
-                "WIDE": self.wide}  # fmt: skip
-
 
 # ---- configurations ---------------------------------------------------------------------------------------------
 
@@ -113,15 +50,6 @@ def fitted(problem: Problem, config: Config) -> Config:
         limits = {} if problem.rows == "aligned" else {"num_warps": 8}
         most_k = min(most_k, 16 * (config | limits)["num_warps"])
     return {**config, "BLOCK_B": min(config["BLOCK_B"], most_b), "BLOCK_K": min(config["BLOCK_K"], most_k), **limits}
-
-
-def distinct(configs: Iterable[Config]) -> list[Config]:
-    """The configurations in order, each once."""
-    seen: list[Config] = []
-    for config in configs:
-        if config not in seen:
-            seen.append(config)
-    return seen
 
 
 def copy_engine(like: Tensor) -> bool:
@@ -146,7 +74,6 @@ def forward_candidates(problem: Problem, engine: bool = False) -> list[Config]:
 
 
 def gradients_candidates(problem: Problem, with_input: bool, with_weight: bool) -> list[Config]:
-    copies = 4 if problem.dim * problem.stride < COPIED_NUMBERS else 1
     if with_input and with_weight:
         options = [(32, 64, 4, 4), (64, 64, 4, 1), (32, 64, 4, 2), (32, 128, 4, 3)]
     elif with_input:
@@ -154,7 +81,7 @@ def gradients_candidates(problem: Problem, with_input: bool, with_weight: bool) 
     else:
         options = [(64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (64, 128, 4, 2), (64, 128, 8, 1)]
     return distinct(
-        fitted(problem, {"BLOCK_B": b, "BLOCK_K": k, "num_warps": w, "num_stages": s, "COPIES": copies})
+        fitted(problem, {"BLOCK_B": b, "BLOCK_K": k, "num_warps": w, "num_stages": s, "COPIES": problem.copies})
         for b, k, w, s in options
     )
 
@@ -164,32 +91,7 @@ def ordered_config(problem: Problem) -> Config:
     return fitted(problem, {"BLOCK_B": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 1, "PROGRAMS": 2})
 
 
-def without(config: Config, *keys: str) -> Config:
-    """What goes to the kernel: the configuration less what only its launcher reads."""
-    return {key: value for key, value in config.items() if key not in keys}
-
-
 # ---- launchers --------------------------------------------------------------------------------------------------
-
-
-def transpose(
-    src: Tensor,  # [R, C], or [parts, R, C] to sum
-    dtype: torch.dtype,
-    stride: int | None = None,
-    columns: int | None = None,
-    clear: Tensor | None = None,  # [copies, C, stride] fp32
-) -> Tensor:
-    """[C, stride]: the first `columns` of src transposed, zero from R on; `clear` is filled with zeros on the way."""
-    parts = src.shape[0] if src.dim() == 3 else 1
-    height, width = src.shape[-2], src.shape[-1] if columns is None else columns
-    out = torch.empty(width, stride or height, dtype=dtype, device=src.device)
-    block = 32 if height * width < 2**22 else 64  # small ones are bound by latency: more programs
-    grid = (tune.cdiv(out.shape[1], block) * tune.cdiv(width, block),)
-    scratch = out if clear is None else clear
-    sizes = (height, width, src.stride(-2), out.shape[1], parts, src.stride(0) if parts > 1 else 0, out.numel())
-    tune.launch(transpose_kernel, grid, (src, out, scratch, *sizes), {"num_warps": 4},
-                BLOCK_R=block, BLOCK_C=block, CLEAR=0 if clear is None else len(clear))  # fmt: skip
-    return out
 
 
 def _forward(x: Tensor, layer: Layer, problem: Problem, config: Config) -> Tensor:
@@ -312,19 +214,24 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
 
 
 def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
-    """A training step without stored logits, as `gskernels.steps` describes it."""
-    from gskernels.group_shared import triton_step  # which builds on this module
-
+    """A training step without stored logits where registers allow it, as `gskernels.steps` describes it."""
     _check(x)
-    return triton_step.step(x, layer, targets, updates, guard)
+    problem, x = Problem.of(x.shape[0], layer), x.contiguous()
+    if problem.batch == 0 or not triton_step.supports(problem):
+        return unfused(sys.modules[__name__], x, layer, targets, updates, guard)
+    return triton_step.step(x, layer, targets, updates, guard, problem)
 
 
 def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None, ties: bool = True) -> Best:
-    """The best labels without stored logits, as `gskernels.ranking` describes it; equal ones always by label."""
-    from gskernels.group_shared import triton_topk  # which builds on this module
+    """The best labels, as `gskernels.ranking` describes it, without stored logits where registers allow it.
 
+    Equal ones are always in the order of labels.
+    """
     _check(x)
-    return triton_topk.topk(x, layer, k, exclude)
+    problem, x = Problem.of(x.shape[0], layer), x.contiguous()
+    if problem.batch == 0 or not triton_step.supports(problem):
+        return by_logits(sys.modules[__name__], x, layer, k, exclude)
+    return triton_topk.topk(x, layer, k, exclude, problem)
 
 
 def _tuned_gradients(

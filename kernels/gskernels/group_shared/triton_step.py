@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from gskernels import tune
-from gskernels.group_shared import triton as base
-from gskernels.group_shared.triton import COPIED_NUMBERS, Problem, distinct, transpose, without
+from gskernels.group_shared.triton_problem import Problem, distinct, transpose, without
 from gskernels.group_shared.triton_step_kernels import step_kernel
 from gskernels.layer import Layer
 from gskernels.optim import Update
 from gskernels.pointwise_triton import KINDS, ROUNDINGS, SLOTS, new_losses, words
 from gskernels.positives import ByGroup
-from gskernels.steps import Outcome, Targets, Updates, finish, unfused
+from gskernels.steps import Outcome, Targets, Updates, finish
 from gskernels.tune import Config
 
 
@@ -45,17 +44,16 @@ def candidates(problem: Problem) -> list[Config]:
         options = [(32, 4, 1), (64, 4, 1), (32, 4, 2), (64, 8, 1), (128, 8, 1)]
     else:
         options = [(32, 8, 1), (64, 8, 1), (16, 8, 1)]
-    copies = 4 if problem.dim * problem.stride < COPIED_NUMBERS else 1
     return distinct(
-        {"BLOCK_B": min(b, most_b), "num_warps": w, "num_stages": s, "COPIES": copies} for b, w, s in options
+        {"BLOCK_B": min(b, most_b), "num_warps": w, "num_stages": s, "COPIES": problem.copies} for b, w, s in options
     )
 
 
-def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool = False) -> Outcome:
-    """The pass `step`, as `gskernels.steps` describes it."""
-    problem, x = Problem.of(x.shape[0], layer), x.contiguous()
-    if problem.batch == 0 or not supports(problem):
-        return unfused(base, x, layer, targets, updates, guard)
+def step(x: Tensor, layer: Layer, targets: Targets, updates: Updates, guard: bool, problem: Problem) -> Outcome:
+    """The pass `step`, as `gskernels.steps` describes it, of a problem that is supported and has rows.
+
+    x is contiguous.
+    """
     with tune.device_of(x):
         by_group = targets.positives.by_group(problem.group_size, problem.groups)
         config = tune.choose(

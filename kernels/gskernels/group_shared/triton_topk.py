@@ -14,10 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gskernels import ranking, tune
-from gskernels.group_shared import triton as base
-from gskernels.group_shared.triton import Problem, distinct, transpose
-from gskernels.group_shared.triton_step import inputs, supports
+from gskernels import tune
+from gskernels.group_shared.triton_problem import Problem, distinct, transpose
+from gskernels.group_shared.triton_step import inputs
 from gskernels.group_shared.triton_step_kernels import best_of_tiles_kernel, candidates_kernel
 from gskernels.layer import Layer
 from gskernels.positives import Positives
@@ -38,11 +37,11 @@ def candidates(problem: Problem) -> list[Config]:
     return distinct({"BLOCK_B": min(b, most_b), "num_warps": w, "num_stages": s} for b, w, s in options)
 
 
-def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None = None) -> Best:
-    """The pass `topk`, as `gskernels.ranking` describes it."""
-    problem, x = Problem.of(x.shape[0], layer), x.contiguous()
-    if problem.batch == 0 or not supports(problem):
-        return ranking.by_logits(base, x, layer, k, exclude)
+def topk(x: Tensor, layer: Layer, k: int, exclude: Positives | None, problem: Problem) -> Best:
+    """The pass `topk`, as `gskernels.ranking` describes it, of a problem that the step takes and that has rows.
+
+    x is contiguous.
+    """
     with tune.device_of(x):
         call = TopK(x, layer, k, exclude, problem)
         config = tune.choose(
