@@ -54,10 +54,10 @@ SOURCES: tuple[Source, ...] = (
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
             "RING_W": (2,)}, HOPPER),
     *(Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
-             {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,), "SLICES": (2,),
-              "NEAR": (near,), "DIRECT": (direct,), "EARLY": (1,), "DEEP": (2,), "ASKED": (asked,), "RING": (8,), "OVERLAP": (1,),
-              "PIECE": (8,), "SHARED_SUMS": (asked - 1,)}, HOPPER)
-      for near, direct, asked in ((4, 0, 1), (1, 1, 1), (2, 0, 2), (1, 3, 1))),
+             {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
+              "SLICES": (2,), "NEAR": (near,), "DEEP": (deep,), "RING": (8,), "OVERLAP": (overlap,),
+              "SHARED_SUMS": (1 - overlap,)}, HOPPER)
+      for near, deep, overlap in ((4, 0, 1), (1, 2, 0), (0, 1, 1))),
     # test_hopper_step.py compiles what its plans ask for.
     Source("group_shared/hopper_step.cu", ("hopper_step", "hopper_step_prepare", "hopper_step_finish"),
            {"ELEMENT": ("fp16", "bf16"), "INDEX": ("int",), "K": (64,), "G": (16, 32), "LIST": (64,), "SLICES": (1, 4),

@@ -3,8 +3,8 @@
 Per group g with inputs I_g: Y_g = X[:, I_g] W_g^T;  dW_g = dY_g^T X[:, I_g];  dX[:, I_g] += dY_g W_g.
 A pass runs on the kernels for Hopper (`hopper`) where these support the problem, else on those for sm_80 and newer
 (`portable`), which take every shape. Sums are taken in fp32; fp32 operands are multiplied in fp32, never in tf32.
-`grad_input` and `backward` may reach dX by atomic additions, whose order, and so the last bits, differ from run to
-run; `deterministic=True` sums in an order fixed by the shape and the GPU model instead.
+`grad_input` (but on Hopper) and `backward` may reach dX by additions in memory, whose order, and so the last bits, differ
+from run to run; `deterministic=True` sums in an order fixed by the shape and the GPU model instead.
 
 Operands that are not contiguous, or do not begin on 16 bytes, are copied. Nothing waits for the GPU, so all passes can
 be captured in a CUDA graph once they have run.

@@ -5,14 +5,10 @@
 // (hopper_backward.cuh). Both walk the labels in the same order, so that what one kind reads of dY the other finds in L2. That they
 // advance alike is a matter of how many there are of each; who is ahead looks again before it goes on. dW is summed in a fixed order.
 //
-// Macros: those of the two headers, SHARED_SUMS (0: each block that owns rows leaves its part, in a fixed order; 1: those of a slice add theirs to the
-// same sums in memory, in any).
+// Macros: those of the two headers, SHARED_SUMS (1: blocks that own the same rows add their parts of dX to the same sums in memory, in any order;
+// 0: each leaves its part, and who adds these does so in a fixed order).
 #include "hopper_backward.cuh"
 #include "hopper_grad_input.cuh"
-
-#ifndef ROWS_AHEAD  // only for measuring
-#define ROWS_AHEAD 4
-#endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // As grad_input::Whole, at a pace.
@@ -35,11 +31,7 @@ constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap x,
                 const __grid_constant__ TensorMap outputs, const u16* __restrict__ lists, float* __restrict__ sums, const T* __restrict__ xt,
-                u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead
-#ifdef STAMP
-                , u64* __restrict__ stamps
-#endif
-                ) {
+                u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, block = blockIdx.x, warp = __shfl_sync(~0u, (thread - CONSUMERS) / 32, 0);
   const bool owns_rows = block < row_blocks, both = row_blocks > 0 && row_blocks < gridDim.x;
@@ -48,14 +40,6 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
   // Made anew in each branch: what lives across them takes registers of the loading warps.
   auto tiles = [&] { return grad_input::Work(block / SLICES, row_blocks / SLICES, labels); };
   auto steps = [&] { return grad_weight::Work(block - row_blocks, gridDim.x - row_blocks, labels); };
-#ifdef STAMP
-  auto stamp = [&](int i) {
-    if (thread == 0) asm volatile("{\n.reg .u64 t;\nmov.u64 t, %%globaltimer;\nst.global.u64 [%0], t;\n}" ::"l"(stamps + block * 8 + i) : "memory");
-  };
-  stamp(0);
-#else
-  auto stamp = [](int) {};
-#endif
   start_next();  // the sum of the row blocks' parts, once all of this runs: it waits
   if (owns_rows) rows.init(thread);
   else if (thread < CONSUMERS) places.init(thread);
@@ -63,10 +47,8 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
   __syncthreads();
   if (thread < CONSUMERS) {
     more_registers<112>();
-    stamp(1);
     if (owns_rows) {
       grad_input::consume<4>(rows, tiles(), dim, thread);
-      stamp(2);
       const i64 part = static_cast<i64>(dim) * 64;
       if (SHARED_SUMS) {
         wait_for_earlier();  // which zeroed them
@@ -77,12 +59,11 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
     } else {
       grad_weight::weigh(places, steps(), xt, lists, &outputs, dim);
     }
-    stamp(4);
   } else {
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      if (warp == 0) grad_input::load_grads<ROWS_AHEAD>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead, both}});
+      if (warp == 0) grad_input::load_grads<4>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead, both}});
       else if (warp <= 2) grad_input::load_weights<2>(rows, &weights, lists, work, warp - 1);
     } else if (warp == 0) {
       grad_weight::load(places, &grads, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead, both});
@@ -90,7 +71,7 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
   }
 }
 
-// Before it: progress [2] = 0; sums [zeros] = 0; xt [dim][FAR halves][32] = x [batch, dim] transposed, rows in the order of `grad_weight::row_at`, zero
+// Before it: progress [2] = 0; sums [zeros] = 0; xt [dim][FAR halves][32] = x [batch, dim] transposed, the rows that `grad_weight::row_at` says, zero
 // beyond the batch. 256 threads make a square of 32 x 32. Blocks are large, so that most multiprocessors are free for row blocks at once.
 extern "C" __global__ void __launch_bounds__(1024)
 hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, float4* __restrict__ sums, int zeros, int batch, int dim) {

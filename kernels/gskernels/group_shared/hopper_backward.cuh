@@ -3,36 +3,22 @@
 // A block takes every `blocks`-th step: TILES neighbouring tiles of 64 labels, with the whole batch. A *job* is 64 inputs of
 // one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, 64 batch rows
 // at a time. dY comes by the copy engine, tiles of [64 rows][64 labels] in a ring of stages that all warpgroups with jobs of that tile
-// read. X^T goes to the registers that wgmma takes it from, in *halves* of a slice, 32 batch rows, of three kinds:
+// read. X^T goes to the registers that wgmma takes it from by ldmatrix, in *halves* of a slice, 32 batch rows, of two kinds:
 //
-//   near    NEAR of them, resident in shared memory: [dim][32 rows], gathered by ldmatrix;
-//   ringed  from a copy of X^T in L2 to a ring of DEEP halves in shared memory, a warp its own 16 inputs, then by ldmatrix;
-//   direct  DIRECT of them, from that copy to registers, EARLY halves early, where a lane's 16 bytes are what it needs of 32 rows.
+//   near  NEAR of them, resident in shared memory: [dim][32 rows], of all inputs;
+//   far   from a copy of X^T in L2 by cp.async to a ring of DEEP halves in shared memory, a warp its own 16 inputs, which it alone reads.
 //
-// Each kind is spread evenly over the batch, so that loads have the time of all products. No sums leave the warpgroup, whose dW leaves
-// by the copy engine: no barrier between warpgroups but for the ring.
+// Both kinds are spread evenly over the batch, so that loads have the time of all products. No sums leave the warpgroup, whose dW leaves
+// by the copy engine: no barrier between warpgroups but for the ring of dY.
 //
 // In shared memory 16-byte piece p of an input's half, at input * 64, lies at p ^ (input / 2 mod 4): where depends on input mod 8 alone, for
 // which lists are ordered (`turn_halves`, `gather_half`).
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
-// batch rows), NEAR, DIRECT, EARLY, DEEP, ASKED (halves that are asked for together, 1 or 2: then lines of 128 bytes), RING (stages, a
-// multiple of TILES), OVERLAP (1: the products of a slice run until those of the next are under way, which takes two stages; 0: until the next
-// operand is in registers), PIECE (labels of dW that leave together).
+// batch rows), NEAR, DEEP (1 up to the far halves, 0 if there are none), RING (stages, a multiple of TILES), OVERLAP (1: the products of a slice
+// run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
 #pragma once
 #include "hopper.cuh"
-
-// Only for measuring. ABLATE leaves out 2: stores of dW, 4: dY, 8: far halves. ASK: who has been taken is asked for again 1: before its products,
-// 0: behind them. LOADS: of direct halves.
-#ifndef ABLATE
-#define ABLATE 0
-#endif
-#ifndef ASK
-#define ASK 1
-#endif
-#ifndef LOADS
-#define LOADS 0
-#endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace grad_weight {
@@ -44,25 +30,18 @@ constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
 constexpr int STAGE_BYTES = ROWS * TILE * 2;
-constexpr int PIECE_BYTES = PIECE * 128;                        // of dW, as a warpgroup stores it: 64 inputs
+constexpr int PIECE = UNIT < 32 ? UNIT : 32;                    // labels of dW that leave together
+constexpr int PIECE_BYTES = PIECE * 128;
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
 static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
 
-// Halves by their place in the batch, far ones by their place among these. The n-th of `kind` things among `all` is at place `nth`.
-constexpr int HALVES = 2 * SLICES, FAR = HALVES - NEAR, RINGED = FAR - DIRECT;
-DEVICE constexpr int some(int n) { return n ? n : 1; }  // to divide by
-DEVICE constexpr int before(int place, int kind, int all) { return place * kind / some(all); }
-DEVICE constexpr int nth(int n, int kind, int all) { return cdiv((n + 1) * all, some(kind)) - 1; }
-DEVICE constexpr bool is_one(int place, int kind, int all) { return before(place + 1, kind, all) > before(place, kind, all); }
-// Of those between them that are not of this kind: the n-th is at place n * all / (all - kind).
-DEVICE constexpr bool is_near(int half) { return is_one(half, NEAR, HALVES); }
-DEVICE constexpr int far_half(int f) { return f * HALVES / some(FAR); }
-DEVICE constexpr bool is_direct(int f) { return is_one(f, DIRECT, FAR); }
-DEVICE constexpr int direct_place(int d) { return nth(d, DIRECT, FAR); }
-DEVICE constexpr int ringed_place(int r) { return r * FAR / some(RINGED); }
-constexpr int BUFFERS = DIRECT ? EARLY : 1, SLOTS = RINGED ? DEEP : 0, SLOT_BYTES = 16 * HALF * 2;  // a warp's
-static_assert(RINGED == 0 || (DEEP <= RINGED && DEEP % ASKED == 0 && RINGED % ASKED == 0 && (ASKED == 1 || DIRECT == 0)));
-static_assert(DIRECT == 0 || EARLY <= DIRECT);
+// Halves by their place in the batch: the n-th near one is at `near_place(n)`, the n-th far one at `far_place(n)`.
+constexpr int HALVES = 2 * SLICES, FAR = HALVES - NEAR, SLOT_BYTES = 16 * HALF * 2;  // of a warp's ring
+static_assert(FAR ? 1 <= DEEP && DEEP <= FAR : DEEP == 0);
+DEVICE constexpr int near_before(int place) { return place * NEAR / HALVES; }
+DEVICE constexpr bool is_near(int place) { return near_before(place + 1) > near_before(place); }
+DEVICE constexpr int near_place(int n) { return cdiv((n + 1) * HALVES, (NEAR ? NEAR : 1)) - 1; }
+DEVICE constexpr int far_place(int n) { return n * HALVES / (FAR ? FAR : 1); }
 
 // Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, pieces of dW on their way, rings of X^T, halves of X^T.
 struct Layout {
@@ -72,7 +51,7 @@ struct Layout {
   DEVICE u32 came(int wg) const { return at + 512 + wg * 8; }  // near halves that warpgroup `wg` transposes
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
   DEVICE u32 piece(int wg) const { return stage(RING) + wg * PIECE_BYTES; }
-  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS) + warp * (SLOTS * SLOT_BYTES); }
+  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS) + warp * (DEEP * SLOT_BYTES); }
   DEVICE u32 inputs() const { return slots(WARPGROUPS * 4); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
@@ -90,7 +69,7 @@ DEVICE void ask_halves(const Layout& s, const TensorMap* x, int wg, int dim) {
   if (wg < squares) mbarrier_expect(s.came(wg), cdiv(squares - wg, WARPGROUPS) * 4096);
 #pragma unroll 1
   for (int i = wg; i < squares; i += WARPGROUPS)
-    tma_load(s.inputs() + i * 4096, x, s.came(wg), i % across * 64, nth(i / across, NEAR, HALVES) * HALF);
+    tma_load(s.inputs() + i * 4096, x, s.came(wg), i % across * 64, near_place(i / across) * HALF);
 }
 // By the warpgroup, a warp 16 inputs. Barrier 2 + wg is its own.
 DEVICE void turn_halves(const Layout& s, int wg, int warp, int lane, int dim) {
@@ -162,8 +141,8 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
       for (int row = 0; row < SLICES * ROWS; row += ROWS) {
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
-          if (!(ABLATE & 4)) mbarrier_wait(s.empty(stage), parity);
-          if (one && !(ABLATE & 4)) {
+          mbarrier_wait(s.empty(stage), parity);
+          if (one) {
             mbarrier_expect(s.full(stage), STAGE_BYTES);
             tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, row);
           }
@@ -174,42 +153,12 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
   }
 }
 
-DEVICE uint4 load_early(const unsigned char* from) {  // stays where it is written
-  uint4 v;
-#define GS_LOAD(HOW) asm volatile("ld." HOW ".v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from))
-#if LOADS == 0
-  GS_LOAD("global.nc");
-#elif LOADS == 1
-  GS_LOAD("global.nc.L1::no_allocate");
-#elif LOADS == 2
-  GS_LOAD("global.cg");
-#elif LOADS == 3
-  GS_LOAD("relaxed.gpu.global");
-#else
-  GS_LOAD("volatile.global");
-#endif
-  return v;
-}
-// A copy that the compiler does not see through: made here, not where the original arrives. nothing: 0, but who knows.
-DEVICE u32 copied(u32 v, u32 nothing) {
-  u32 copy;
-  asm volatile("xor.b32 %0, %1, %2;" : "=r"(copy) : "r"(v), "r"(nothing));
-  return copy;
-}
-DEVICE void copy_wait_at_most(int pending) {  // known where it is compiled
-  if (pending == 0) copy_wait<0>();
-  else if (pending == 1) copy_wait<1>();
-  else if (pending == 2) copy_wait<2>();
-  else if (pending == 3) copy_wait<3>();
-  else copy_wait<4>();
-}
-
-// By the block's first WARPGROUPS warpgroups. xt: [dim][FAR halves][32] as `row_at` says, ready once the previous kernel is over. outputs: dW in
-// boxes of PIECE labels x 64 inputs. Barriers 1 to 5 are theirs.
+// By the block's first WARPGROUPS warpgroups. xt: [dim][FAR halves][32], ready once the previous kernel is over. outputs: dW in boxes of
+// PIECE labels x 64 inputs. Barriers 1 to 5 are theirs.
 DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs, int dim) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
   const int tile = wg / SHARERS;
-  const u32 nothing = dim % 64, half_bytes = dim * (HALF * 2);
+  const u32 half_bytes = dim * (HALF * 2);
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
   // The inputs of the warp's 16 rows of a job, a lane one of them.
   auto inputs_of = [&](int round) -> u32 {
@@ -218,52 +167,25 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
   };
   u32 next = inputs_of(0), after = inputs_of(1);
 
-  // What is asked for early of far halves: of the job, or of the next one. Where in xt a lane finds its part of some inputs: of the two of its rows,
-  // or, where it asks for lines, of four.
-  auto far_bytes = [](int f) { return f * (HALF * 2); };
-  const unsigned char* const all = reinterpret_cast<const unsigned char*>(xt);
-  auto place_in_xt = [&](u32 inputs, int row, int piece) { return __shfl_sync(~0u, inputs, row) * (FAR * HALF * 2) + piece * 16; };
-  uint4 early[BUFFERS][2];
-  u32 direct_from[2], ring_from[2 * ASKED];
-  auto point_direct = [&](u32 inputs) { direct_from[0] = place_in_xt(inputs, r, t), direct_from[1] = place_in_xt(inputs, r + 8, t); };
-  auto point_ring = [&](u32 inputs) {
+  // Far halves: a slot is asked for again as soon as it has been read, so that DEEP are always on their way, those of the next job at the end.
+  // A lane fetches 16 bytes of two of the warp's inputs.
+  const u32 slots = s.slots(threadIdx.x / 32), own = place_of(lane % 16, lane), to = r * 64 + ((t ^ (r / 2 & 3)) << 4);
+  u32 slot = slots;  // to be read next
+  const T* from[2];
+  auto point = [&](u32 inputs) {
 #pragma unroll
-    for (int j = 0; j < 2 * ASKED; j++)
-      ring_from[j] = ASKED == 1 ? place_in_xt(inputs, r + 8 * j, t) : place_in_xt(inputs, 4 * j + lane / 8, lane % 8);
+    for (int j = 0; j < 2; j++) from[j] = xt + __shfl_sync(~0u, inputs, r + 8 * j) * (FAR * HALF) + t * 8;
   };
-  auto ask_direct = [&](int d) {  // the d-th from the job's first on, for its buffer
-    uint4 (&to)[2] = early[d % some(DIRECT) % BUFFERS];
-    const int at = far_bytes(direct_place(d % some(DIRECT)));
-    if (!(ABLATE & 8)) to[0] = load_early(all + direct_from[0] + at), to[1] = load_early(all + direct_from[1] + at);
-  };
-  // Slots of the ring, of this warp: where it is read, and filled. Where slots of a job are always the same ones, the compiler knows them.
-  constexpr bool SAME = SLOTS == 0 || RINGED % SLOTS == 0;
-  const u32 slots = s.slots(threadIdx.x / 32), own = place_of(lane % 16, lane);
-  u32 taken_slot = 0, filled_slot = 0;
-  auto advance = [](u32& slot) {
-    if ((slot += SLOT_BYTES) == SLOTS * SLOT_BYTES) slot = 0;
-  };
-  auto ask_ringed = [&](int n) {  // ASKED halves, the n-th such from the job's first on
-    const int first = n * ASKED % some(RINGED), at = far_bytes(ringed_place(first));
-    const u32 slot = slots + (SAME ? first % some(SLOTS) * SLOT_BYTES : filled_slot);
-#pragma unroll
-    for (int j = 0; j < 2 * ASKED; j++) {
-      const int row = ASKED == 1 ? r + 8 * j : 4 * j + lane / 8, piece = ASKED == 1 ? t : lane % 8;
-      const u32 to = slot + piece / 4 * SLOT_BYTES + row * 64 + ((piece % 4 ^ (row / 2 & 3)) << 4);
-      if (!(ABLATE & 8)) copy_async(to, all + ring_from[j] + at);
-    }
+  auto ask = [&](int f) {  // the f-th far half, for the slot, which the next one follows
+    copy_async(slot + to, from[0] + f * HALF), copy_async(slot + to + 512, from[1] + f * HALF);
     copy_commit();
-#pragma unroll
-    for (int j = 0; j < ASKED; j++) advance(filled_slot);
+    if ((slot += SLOT_BYTES) == slots + DEEP * SLOT_BYTES) slot = slots;
   };
   if (FAR) {
     wait_for_earlier();  // which wrote xt
-    if (DIRECT) point_direct(next);
-    if (RINGED) point_ring(next);
+    point(next);
 #pragma unroll
-    for (int d = 0; d < (DIRECT ? EARLY : 0); d++) ask_direct(d);
-#pragma unroll
-    for (int n = 0; n < SLOTS / ASKED; n++) ask_ringed(n);
+    for (int f = 0; f < DEEP; f++) ask(f);
   }
   turn_halves(s, wg, warp, lane, dim);
   barrier(1, WARPGROUPS * 128);
@@ -278,7 +200,7 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
   // Begins the products of the next stage, whose first operand is there. running: those of the stage before are under way, and end here.
   auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add, bool running) {
     if (running && !OVERLAP) drain(), running = false;
-    if (!(ABLATE & 4)) mbarrier_wait(s.full(stage), parity);
+    mbarrier_wait(s.full(stage), parity);
     const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
     wgmma_fence();
 #pragma unroll
@@ -294,16 +216,12 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
   auto put = [&](const float* v, u32 slot, int job, int label) {
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
     const u32 at = slot + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
-    if constexpr (PIECE == 8) {
-      store_matrices_transposed(at, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]));
-    } else {
 #pragma unroll
-      for (int i = 0; i < PIECE / 16; i++, v += 8)
-        store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
-    }
+    for (int i = 0; i < PIECE / 16; i++, v += 8)
+      store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
     fence_async();
     barrier(2 + wg, 128);
-    if (one && job < JOBS && !(ABLATE & 2)) tma_store(outputs, slot, job % PARTS * 64, label);
+    if (one && job < JOBS) tma_store(outputs, slot, job % PARTS * 64, label);
     if (one) bulk_commit();
   };
 #pragma unroll 1
@@ -313,49 +231,23 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
     const int job = job_of(round);
     const u32 near = s.inputs() + place_of(next, lane), offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
     next = after, after = inputs_of(round + 2);
-    int asked = SLOTS / ASKED;  // of the ring, since the job began; known where this is compiled, as all that follows from it
 #pragma unroll
     for (int i = 0; i < SLICES; i++) {
       u32 a[4][4];
-      // Asks again for what the halves from 2 i on to `to` have left.
-      auto ask_again = [&](int from, int to) {
-#pragma unroll
-        for (int half = from; half < to; half++) {
-          if (is_near(half)) continue;
-          const int f = half - before(half, NEAR, HALVES);
-          if (is_direct(f)) {
-            const int at = before(f, DIRECT, FAR);
-            if (at == DIRECT - BUFFERS) point_direct(next);
-            ask_direct(at + BUFFERS < DIRECT ? at + BUFFERS : DIRECT + at % BUFFERS);
-          } else if ((f - before(f, DIRECT, FAR)) % ASKED == ASKED - 1) {
-            if (asked * ASKED == RINGED) point_ring(next);
-            ask_ringed(asked++);
-          }
-        }
-      };
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const int half = 2 * i + h, n = before(half, NEAR, HALVES), f = half - n;
-        u32 (&low)[4] = a[2 * h], (&high)[4] = a[2 * h + 1];
+        const int half = 2 * i + h, n = near_before(half), f = half - n;
         if (is_near(half)) {
-          gather_half(low, high, near + n * half_bytes);
-        } else if (is_direct(f)) {
-          const uint4 (&from)[2] = early[before(f, DIRECT, FAR) % BUFFERS];
-#pragma unroll
-          for (int q = 0; q < 2; q++) {
-            low[q] = copied(from[q].x, nothing), low[2 + q] = copied(from[q].y, nothing);
-            high[q] = copied(from[q].z, nothing), high[2 + q] = copied(from[q].w, nothing);
-          }
+          gather_half(a[2 * h], a[2 * h + 1], near + n * half_bytes);
         } else {
-          const int ringed = f - before(f, DIRECT, FAR);
-          if (ringed % ASKED == 0) copy_wait_at_most(asked - ringed / ASKED - 1), __syncwarp();
-          gather_half(low, high, slots + (SAME ? ringed % some(SLOTS) * SLOT_BYTES : taken_slot) + own);
-          advance(taken_slot);
+          copy_wait<DEEP ? DEEP - 1 : 0>();
+          __syncwarp();
+          gather_half(a[2 * h], a[2 * h + 1], slot + own);
+          if (f + DEEP == FAR) point(next);
+          ask((f + DEEP) % (FAR ? FAR : 1));
         }
-        if (ASK) ask_again(half, half + 1);
       }
       multiply(a, offset, i > 0, i > 0);
-      if (!ASK) ask_again(2 * i, 2 * i + 2);
     }
     drain();
     const int label = work.label(step, tile) + job / PARTS * UNIT;
@@ -370,11 +262,8 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
   if (one) bulk_wait<0>();
 }
 
-// The batch row at place `place` of a row of xt. Of 32 rows of a direct half, places 8t to 8t + 7 are what lanes t of a warp need of two products of 16.
-DEVICE int row_at(int place) {
-  const int f = place / HALF, w = place % HALF;
-  return far_half(f) * HALF + (is_direct(f) ? w % 8 / 4 * 16 + w % 4 / 2 * 8 + w / 8 * 2 + w % 2 : w);
-}
+// The batch row at place `place` of a row of xt.
+DEVICE int row_at(int place) { return far_place(place / HALF) * HALF + place % HALF; }
 
 }  // namespace grad_weight
 #endif  // sm_90a

@@ -25,15 +25,19 @@ SOURCE = "group_shared/hopper_backward.cu"
 ROWS, HALF = 64, 32  # batch rows of a slice; of what label blocks hold or fetch of X^T at once
 TILE_BYTES = ROWS * TILE * 2
 SLOT_BYTES = 4 * 64 * HALF * 2  # a half of X^T on its way to each of four warpgroups: 64 inputs
-LEAST_RING, MOST_RING = {1: 4, 2: 8, 4: 8}, 16  # tiles of dY in a block that owns labels, by those that it is at; at most
-DEEP = 3  # halves on their way to a warpgroup
-MOST_FAR = 8  # halves that come from L2: of larger batches one kernel after the other is faster
-LEAD = 8 << 20  # bytes of dY that blocks of a kind may be ahead of the others
+MOST_RING = 16  # tiles of dY in a block that owns labels
+# Tiles of dY for each of those that it is at, and halves on their way to a warpgroup: the least that there is room for.
+WISHES = ((4, 2), (4, 1))
+MOST_DEEP = 3  # halves on their way to a warpgroup
+MOST_FAR = 11  # halves that come from L2: of larger batches one kernel after the other is faster
+LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 SQUARES = 4  # of 32 x 32 numbers of X that a block transposes
-# What takes a block how long, in one unit, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
-# once, and for 64 rows. Labels, for 64 inputs: each label; 64 rows of the labels multiplied at once, near or far.
-ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 335, 64: 677, 128: 1338}
-STORE_COST, NEAR_COST, FAR_COST = 9.2, 112, 216
+PIECE = 32  # labels of dW that leave together, at most
+# What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
+# once, and for 64 rows. Labels, for 64 inputs of those multiplied at once: each label; 64 rows, and these for each label;
+# a half that is far.
+ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 351, 64: 677, 128: 1338}
+STORE_COST, SLICE_COST, MULTIPLY_COST, FAR_COST = 5.4, 105, 0.5, 34
 
 
 @dataclass(frozen=True)
@@ -55,62 +59,48 @@ class Plan:
 @functools.lru_cache(maxsize=1024)
 def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     rows = hopper.grad_input_plan(problem, gpu)
-    if rows is None:
+    weighers = None if rows is None else label_macros(problem, gpu)
+    if rows is None or weighers is None:
         return None
-    halves = 2 * rows.slices
-    found = None
-    for near in range(halves, max(-1, halves - MOST_FAR - 1), -1):
-        for deep in range(min(DEEP, halves - near), 0, -1) or (0,):
-            found = found or label_macros(problem, gpu, near, deep)
-    shares = _shares(problem, gpu, int(rows.macros["G"]), rows.slices, found[0]["NEAR"] / 2) if found else None
-    if found is None or shares is None:
+    macros, shared, tiles = weighers
+    group = int(rows.macros["G"])
+    row_blocks = _row_blocks(problem, gpu, group, rows.slices, 2 * rows.slices - macros["NEAR"])
+    if row_blocks == 0:
         return None
-    row_blocks, label_blocks = shares
-    row_blocks = min(row_blocks, cdiv(problem.labels, max(TILE, int(rows.macros["G"]))) * rows.slices)
-    label_blocks = min(label_blocks, cdiv(problem.labels, TILE * _tiles(problem)))
     return Plan(
-        {**rows.macros, **found[0], "SHARED_SUMS": 1}, max(rows.shared_bytes, found[1]), rows.slices, row_blocks, label_blocks,
-        LEAD // (rows.slices * 128),
+        {**rows.macros, **macros, "SHARED_SUMS": 1}, max(rows.shared_bytes, shared), rows.slices,
+        min(row_blocks, cdiv(problem.labels, max(TILE, group)) * rows.slices),
+        min(gpu.processors - row_blocks, cdiv(problem.labels, TILE * tiles)), LEAD // (rows.slices * 128),
     )  # fmt: skip
 
 
-def _tiles(problem: Problem) -> int:
-    """That a label block is at: its four warpgroups have 64 inputs of a group each."""
-    return {1: 4, 2: 2}.get(cdiv(TILE, problem.group_size) * (problem.fan_in // 64), 1)
+def label_macros(problem: Problem, gpu: Machine) -> tuple[dict[str, int], int, int] | None:
+    """(macros of blocks that own labels, their shared memory, tiles that they are at); None where there is too little room.
 
-
-def label_macros(
-    problem: Problem, gpu: Machine, near: int, deep: int, asked: int = 1, direct: int = 0, early: int = 2,
-    piece: int = 32,
-) -> tuple[dict[str, int], int] | None:  # fmt: skip
-    """(macros of blocks that own labels, their shared memory), with as many stages as there is room for; None if too few.
-
-    Of X^T `near` halves of a slice are in shared memory, `direct` come to registers and the others to a ring there.
+    Of X^T as many halves are resident as leave room for what else is wished for; the rings have what is left.
     """
-    piece, tiles = min(piece, problem.group_size), _tiles(problem)
-    deep = 0 if 2 * cdiv(problem.batch, ROWS) == near + direct else deep
-    held = 4 * piece * 128 + deep * SLOT_BYTES + near * problem.dim * HALF * 2
-    ring = min(MOST_RING, (gpu.shared_bytes - RESERVED - BARRIERS - held) // TILE_BYTES) // tiles * tiles
-    if ring < LEAST_RING[tiles]:
-        return None
-    macros = {
-        "SLICES": cdiv(problem.batch, ROWS), "NEAR": near, "DIRECT": direct, "EARLY": early if direct else 0, "DEEP": deep,
-        "ASKED": asked, "RING": ring, "OVERLAP": int(ring > tiles), "PIECE": piece,
-    }  # fmt: skip
-    return macros, BARRIERS + ring * TILE_BYTES + held
+    slices, unit = cdiv(problem.batch, ROWS), min(TILE, problem.group_size)
+    tiles = {1: 4, 2: 2}.get(TILE // unit * (problem.fan_in // 64), 1)  # its four warpgroups have 64 inputs of a group each
+    room = gpu.shared_bytes - RESERVED - BARRIERS - 4 * min(PIECE, unit) * 128
+    for least, least_deep in WISHES:
+        for near in range(2 * slices, max(0, 2 * slices - MOST_FAR) - 1, -1):
+            far, left = 2 * slices - near, room - near * problem.dim * HALF * 2
+            deep = min(MOST_DEEP, far, (left - least * tiles * TILE_BYTES) // SLOT_BYTES)
+            ring = min(MOST_RING, (left - deep * SLOT_BYTES) // TILE_BYTES) // tiles * tiles
+            if deep >= min(least_deep, far) and ring >= least * tiles:
+                # OVERLAP as measured: two tiles at once are 1 % faster without.
+                macros = {"SLICES": slices, "NEAR": near, "DEEP": deep, "RING": ring, "OVERLAP": int(tiles != 2)}
+                return macros, gpu.shared_bytes - RESERVED - left + ring * TILE_BYTES + deep * SLOT_BYTES, tiles
+    return None
 
 
-def _shares(problem: Problem, gpu: Machine, group: int, slices: int, near: float) -> tuple[int, int] | None:
-    """(blocks that own rows, blocks that own labels), such that both kinds end together."""
-    unit, far = min(group, TILE), slices - near
+def _row_blocks(problem: Problem, gpu: Machine, group: int, slices: int, far: int) -> int:
+    """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
+    unit = min(group, TILE)
     adding = (ADD_ONCE + slices * ADD_COSTS[group]) / group
-    weighing = STORE_COST + (near * NEAR_COST + far * FAR_COST) / unit
-    times = {
-        parts * slices: max(adding / (parts * slices), weighing / (gpu.processors - parts * slices))
-        for parts in range(1, (gpu.processors - 1) // slices + 1)
-    }
-    best = min(times, key=times.__getitem__, default=0)
-    return (best, gpu.processors - best) if best else None
+    weighing = STORE_COST + (slices * (SLICE_COST + unit * MULTIPLY_COST) + far * FAR_COST) / unit
+    shares = range(slices, gpu.processors, slices)
+    return min(shares, key=lambda n: max(adding / n, weighing / (gpu.processors - n)), default=0)
 
 
 def plan_for(problem: Problem, device: torch.device) -> Plan | None:
@@ -135,7 +125,7 @@ def backward(
     sums = x.new_empty(plan.row_blocks if deterministic else slices, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), 32)), hopper.label_map(grad_out, ROWS)
-    rows, outputs = hopper.row_map(x, HALF), output_map(dw, int(macros["PIECE"]))
+    rows, outputs = hopper.row_map(x, HALF), output_map(dw, min(PIECE, int(macros["G"])))
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
     prepared = (x, xt, progress, sums, 0 if deterministic else sums.numel(), batch, dim)
     kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(
