@@ -3,45 +3,56 @@
 // A block takes every `blocks`-th step: TILES neighbouring tiles of 64 labels, with the whole batch. A *job* is 64 inputs of
 // one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, 64 batch rows
 // at a time. dY comes by the copy engine, tiles of [64 rows][64 labels] in a ring of stages that all warpgroups with jobs of that tile
-// read. X^T goes straight to the registers that wgmma takes it from: RESIDENT slices of 64 rows stay in shared memory,
-// [dim][64] as `load_slice` leaves them, and are gathered by ldmatrix; the others come from L2, CHUNK slices early, from a copy of
-// X^T whose rows are in such an order that a lane's 16 bytes are what it needs for 32 of them. No sums leave the warpgroup, which
-// stores dW by 32 bytes of a label: no barrier between warps but for the ring.
+// read. X^T goes to the registers that wgmma takes it from by ldmatrix, in *halves* of a slice, 32 batch rows, of two kinds:
 //
-// Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G),
-// RESIDENT, CHUNK (slices; CHUNK is 0 where all are resident), RING (stages, a multiple of TILES), OVERLAP (1: the products of a
-// slice run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
+//   near  NEAR of them, resident in shared memory: [dim][32 rows], of all inputs;
+//   far   from a copy of X^T in L2 by cp.async to a ring of DEEP halves in shared memory, a warp its own 16 inputs, which it alone reads.
+//
+// Both kinds are spread evenly over the batch, so that loads have the time of all products. No sums leave the warpgroup, whose dW leaves
+// by the copy engine: no barrier between warpgroups but for the ring of dY.
+//
+// In shared memory 16-byte piece p of an input's half, at input * 64, lies at p ^ (input / 2 mod 4): where depends on input mod 8 alone, for
+// which lists are ordered (`turn_halves`, `gather_half`).
+//
+// Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
+// batch rows), NEAR, DEEP (1 up to the far halves, 0 if there are none), RING (stages, a multiple of TILES), OVERLAP (1: the products of a slice
+// run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
 #pragma once
 #include "hopper.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace grad_weight {
 
-constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64;
+constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64, HALF = 32;
 constexpr int UNIT = G < TILE ? G : TILE, PARTS = K / 64;
 constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
-constexpr int STAGE_BYTES = ROWS * TILE * 2, BUFFERS = CHUNK ? CHUNK : 1;
-constexpr int PACE = 4;                                         // MB of dY that blocks of a kind may be ahead of the others
+constexpr int STAGE_BYTES = ROWS * TILE * 2;
+constexpr int PIECE = UNIT < 32 ? UNIT : 32;                    // labels of dW that leave together
+constexpr int PIECE_BYTES = PIECE * 128;
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
-static_assert(RING % TILES == 0 && RING <= 64 && RING > OVERLAP * TILES);
+static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
 
-// Slices in the order of their places in the batch: near ones (in shared memory) and far ones in turns, as long as there are both in the
-// first chunk, so that few wait in registers at once; then the others. Of a place there: which kind, and number of its kind.
-constexpr int TURNS = RESIDENT < CHUNK ? RESIDENT : CHUNK;
-DEVICE constexpr bool is_near(int place) { return place < 2 * TURNS ? place % 2 == 0 : place < RESIDENT + TURNS; }
-DEVICE constexpr int number(int place) { return place < 2 * TURNS ? place / 2 : is_near(place) ? place - TURNS : place - RESIDENT; }
-DEVICE constexpr int near_place(int q) { return q < TURNS ? 2 * q : q + TURNS; }
+// Halves by their place in the batch: the n-th near one is at `near_place(n)`, the n-th far one at `far_place(n)`.
+constexpr int HALVES = 2 * SLICES, FAR = HALVES - NEAR, SLOT_BYTES = 16 * HALF * 2;  // of a warp's ring
+static_assert(FAR ? 1 <= DEEP && DEEP <= FAR : DEEP == 0);
+DEVICE constexpr int near_before(int place) { return place * NEAR / HALVES; }
+DEVICE constexpr bool is_near(int place) { return near_before(place + 1) > near_before(place); }
+DEVICE constexpr int near_place(int n) { return cdiv((n + 1) * HALVES, (NEAR ? NEAR : 1)) - 1; }
+DEVICE constexpr int far_place(int n) { return n * HALVES / (FAR ? FAR : 1); }
 
-// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, slices of X^T.
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, pieces of dW on their way, rings of X^T, halves of X^T.
 struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
-  DEVICE u32 empty(int stage) const { return at + 512 + stage * 8; }
+  DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
+  DEVICE u32 came(int wg) const { return at + 512 + wg * 8; }  // near halves that warpgroup `wg` transposes
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
-  DEVICE u32 inputs() const { return stage(RING); }
+  DEVICE u32 piece(int wg) const { return stage(RING) + wg * PIECE_BYTES; }
+  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS) + warp * (DEEP * SLOT_BYTES); }
+  DEVICE u32 inputs() const { return slots(WARPGROUPS * 4); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
     if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
@@ -49,47 +60,61 @@ struct Layout {
   }
 };
 
-// What a block does: `rounds` times `slices` times TILES stages, in this order.
-struct Work {
-  int block, blocks, labels, slices, rounds;
-  DEVICE Work(int block_, int blocks_, int labels_, int slices_) : block(block_), blocks(blocks_), labels(labels_), slices(slices_) {
-    const int steps = cdiv(labels, TILE * TILES);
-    rounds = (steps > block ? cdiv(steps - block, blocks) : 0) * ROUNDS;
+// Near halves come by the copy engine, as squares of 32 rows x 64 inputs, of which warpgroup `wg` transposes every WARPGROUPS-th in its place.
+// By one lane, who asks for them; `x` is a map of such boxes.
+DEVICE void ask_halves(const Layout& s, const TensorMap* x, int wg, int dim) {
+  const int across = dim / 64, squares = NEAR * across;
+  mbarrier_init(s.came(wg), 1);
+  mbarrier_fence();
+  if (wg < squares) mbarrier_expect(s.came(wg), cdiv(squares - wg, WARPGROUPS) * 4096);
+#pragma unroll 1
+  for (int i = wg; i < squares; i += WARPGROUPS)
+    tma_load(s.inputs() + i * 4096, x, s.came(wg), i % across * 64, near_place(i / across) * HALF);
+}
+// By the warpgroup, a warp 16 inputs. Barrier 2 + wg is its own.
+DEVICE void turn_halves(const Layout& s, int wg, int warp, int lane, int dim) {
+  const int squares = NEAR * (dim / 64), line = lane % 8, octet = 2 * warp + lane / 8 % 2, half = lane / 16;
+  if (wg < squares) mbarrier_wait(s.came(wg), 0);
+#pragma unroll 1
+  for (int i = wg; i < squares; i += WARPGROUPS) {
+    const u32 square = s.inputs() + i * 4096;
+    u32 v[2][4];  // matrices: 8 rows, 8 or 16 rows on; 8 inputs, or the next 8
+#pragma unroll
+    for (int q = 0; q < 2; q++) load_matrices_transposed(v[q], square + ((2 * q + half) * 8 + line) * 128 + ((octet ^ line) << 4));
+    barrier(2 + wg, 128);
+#pragma unroll
+    for (int q = 0; q < 2; q++)
+      store_matrices(square + (octet * 8 + line) * 64 + (((2 * q + half) ^ (line / 2)) << 4), v[q][0], v[q][1], v[q][2], v[q][3]);
   }
-  DEVICE int label(int round, int tile) const { return ((block + round / ROUNDS * blocks) * TILES + tile) * TILE; }
-  DEVICE int stages() const { return rounds * slices * TILES; }
-};
+}
+// What a lane has to say to ldmatrix of its warp's 16 inputs, of which it names `input`, in a half at 0.
+DEVICE u32 place_of(u32 input, int lane) { return input * 64 + ((lane / 16 ^ (input / 2 & 3)) << 4); }
+DEVICE void gather_half(u32 (&a)[4], u32 (&b)[4], u32 at) { load_matrices(a, at), load_matrices(b, at ^ 32); }
 
-// Where in dY a stage begins. It is counted on: one warp asks for everything, and a division would take it longer than the rest.
-struct Place {
-  int label, row = 0, tile = 0, again = 0;
-  DEVICE explicit Place(const Work& work) : label(work.block * (TILES * TILE)) {}
-  DEVICE void advance(const Work& work) {
-    label += TILE;
-    if (++tile < TILES) return;
-    tile = 0, label -= TILES * TILE;
-    if ((row += ROWS) < work.slices * ROWS) return;
-    row = 0;
-    if (++again < ROUNDS) return;
-    again = 0, label += work.blocks * (TILES * TILE);
-  }
+// What a block does: of each of its steps ROUNDS times SLICES times TILES stages, in this order.
+struct Work {
+  int block, blocks, labels, steps;
+  DEVICE Work(int block_, int blocks_, int labels_) : block(block_), blocks(blocks_), labels(labels_) { steps = cdiv(labels, TILE * TILES); }
+  DEVICE int step(int i) const { return block + i * blocks; }
+  DEVICE static int label(int step, int tile) { return (step * TILES + tile) * TILE; }
 };
 
 // How far blocks of a kind may be ahead of the others, so that what one kind reads of dY is in L2 for the other. Only a hint: who has
 // looked too often goes on, so blocks need not run at the same time. Counters begin at 0; a block adds the labels that it has asked for.
 struct Pace {
   u32 *mine, *others;
-  u32 factor, window;    // what the others add for a label; PACE MB of dY, in what they add
+  u32 factor;            // what the others add for a label
+  int ahead;             // labels
   mutable u32 seen = 0;  // of `others`, as of the check before
   mutable int patience;  // looks in a row, 1 ms or so
-  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int slices, bool both) : mine(mine_), others(others_), factor(factor_) {
+  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_, bool both) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {
     patience = both ? 1 << 11 : 0;
-    window = (PACE << 20) / (slices * ROWS * 2) * factor;
   }
   // By all lanes of a warp, before labels from `label` on are asked for.
   DEVICE void wait(int label) const {
+    const int needed = label - ahead;
     int looks = patience;
-    while (label * factor > seen + window && looks > 0) seen = look(), looks--;
+    while (needed > 0 && needed * factor > seen && looks > 0) seen = look(), looks--;
     if (looks == 0) patience = 0;
     seen = look();  // arrives while other things are done
   }
@@ -104,67 +129,67 @@ struct Pace {
 // By one warp: dY, boxes of 64 x 64.
 DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
   const bool one = elect();
-  const int all = work.stages();
-  Place place(work);
   int stage = 0, parity = 1;
 #pragma unroll 1
-  for (int i = 0; i < all; i++) {
-    if (place.row == 0 && place.tile == 0 && place.again == 0) {
-      pace.wait(place.label);
-      if (one) pace.tell(TILE * TILES);
+  for (int step = work.block; step < work.steps; step += work.blocks) {
+    const int label = work.label(step, 0);
+    pace.wait(label);
+    if (one) pace.tell(TILE * TILES);
+#pragma unroll 1
+    for (int round = 0; round < ROUNDS; round++) {
+#pragma unroll 1
+      for (int row = 0; row < SLICES * ROWS; row += ROWS) {
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+          mbarrier_wait(s.empty(stage), parity);
+          if (one) {
+            mbarrier_expect(s.full(stage), STAGE_BYTES);
+            tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, row);
+          }
+          if (++stage == RING) stage = 0, parity ^= 1;
+        }
+      }
     }
-    mbarrier_wait(s.empty(stage), parity);
-    if (one) {
-      mbarrier_expect(s.full(stage), STAGE_BYTES);
-      tma_load(s.stage(stage), map, s.full(stage), place.label, place.row);
-    }
-    place.advance(work);
-    if (++stage == RING) stage = 0, parity ^= 1;
   }
 }
 
-DEVICE uint4 load_early(const unsigned char* from) {  // stays where it is written
-  uint4 v;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  return v;
-}
-// A copy that the compiler does not see through: made here, not where the original arrives. nothing: 0, but who knows.
-DEVICE u32 copied(u32 v, u32 nothing) {
-  u32 copy;
-  asm volatile("xor.b32 %0, %1, %2;" : "=r"(copy) : "r"(v), "r"(nothing));
-  return copy;
-}
-DEVICE u32 transposed(u32 v) {  // an 8 x 8 matrix of 16-bit numbers across the warp
-  u32 o;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(o) : "r"(v));
-  return o;
-}
-
-// By the block's first WARPGROUPS warpgroups. xt: [dim][(work.slices - RESIDENT) * 64] as `row_at` says, ready
-// once the previous kernel is over. Barrier 1 is theirs.
-DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, const T* __restrict__ xt, const u16* __restrict__ lists,
-                  T* __restrict__ dw, int batch, int dim) {
-#pragma unroll 1
-  for (int q = 0; q < RESIDENT; q++)
-    load_slice<WARPGROUPS * 4, 3>(s.inputs() + q * dim * 128, x, near_place(q) * ROWS, batch, dim);
-  wait_for_earlier();  // which wrote xt
-  barrier(1, WARPGROUPS * 128);
+// By the block's first WARPGROUPS warpgroups. xt: [dim][FAR halves][32], ready once the previous kernel is over. outputs: dW in boxes of
+// PIECE labels x 64 inputs. Barriers 1 to 5 are theirs.
+DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs, int dim) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
-  const int tile = wg / SHARERS, chunks = CHUNK ? (work.slices - RESIDENT) / BUFFERS : 0;
-  const u32 nothing = dim % 64, pitch = (work.slices - RESIDENT) * (ROWS * 2);
+  const int tile = wg / SHARERS;
+  const u32 half_bytes = dim * (HALF * 2);
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
   // The inputs of the warp's 16 rows of a job, a lane one of them.
   auto inputs_of = [&](int round) -> u32 {
-    const int job = min(job_of(round), JOBS - 1), label = work.label(round, tile) + job / PARTS * UNIT;
+    const int job = min(job_of(round), JOBS - 1), label = work.label(work.step(round / ROUNDS), tile) + job / PARTS * UNIT;
     return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
   };
-  auto row_of = [&](u32 input) { return input * pitch + t * 16; };  // in xt
-  // Of two inputs 64 batch rows: what the lane needs of a slice.
-  auto fetch = [&](uint4 (&to)[4], u32 first, u32 second, int at) {
-    const unsigned char* const all = reinterpret_cast<const unsigned char*>(xt);
+  u32 next = inputs_of(0), after = inputs_of(1);
+
+  // Far halves: a slot is asked for again as soon as it has been read, so that DEEP are always on their way, those of the next job at the end.
+  // A lane fetches 16 bytes of two of the warp's inputs.
+  const u32 slots = s.slots(threadIdx.x / 32), own = place_of(lane % 16, lane), to = r * 64 + ((t ^ (r / 2 & 3)) << 4);
+  u32 slot = slots;  // to be read next
+  const T* from[2];
+  auto point = [&](u32 inputs) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) to[2 * h] = load_early(all + first + (at + h * 64)), to[2 * h + 1] = load_early(all + second + (at + h * 64));
+    for (int j = 0; j < 2; j++) from[j] = xt + __shfl_sync(~0u, inputs, r + 8 * j) * (FAR * HALF) + t * 8;
   };
+  auto ask = [&](int f) {  // the f-th far half, for the slot, which the next one follows
+    copy_async(slot + to, from[0] + f * HALF), copy_async(slot + to + 512, from[1] + f * HALF);
+    copy_commit();
+    if ((slot += SLOT_BYTES) == slots + DEEP * SLOT_BYTES) slot = slots;
+  };
+  if (FAR) {
+    wait_for_earlier();  // which wrote xt
+    point(next);
+#pragma unroll
+    for (int f = 0; f < DEEP; f++) ask(f);
+  }
+  turn_halves(s, wg, warp, lane, dim);
+  barrier(1, WARPGROUPS * 128);
+
   int stage = tile, parity = 0;
   u32 taken = 0;  // barrier of the stage whose products run
   float d[UNIT / 2];
@@ -186,84 +211,59 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ x, co
     if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
   };
 
-  u32 next = inputs_of(0), after = inputs_of(1);
-  uint4 early[BUFFERS][4];
-  u32 first, second;
-  auto point = [&](u32 inputs) { first = row_of(__shfl_sync(~0u, inputs, r)), second = row_of(__shfl_sync(~0u, inputs, r + 8)); };
-  point(next);
-  auto refill = [&](int q) { fetch(early[q], first, second, q * 128); };
-  auto take = [&](u32 (&a)[4][4], const uint4 (&from)[4]) {
+  // PIECE labels of dW, by the copy engine. `slot` is free to write to.
+  const bool one = elect() && warp == 0;
+  auto put = [&](const float* v, u32 slot, int job, int label) {
+    const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
+    const u32 at = slot + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint4 low = from[2 * h], high = from[2 * h + 1];
-      a[2 * h][0] = copied(low.x, nothing), a[2 * h][1] = copied(high.x, nothing);
-      a[2 * h][2] = copied(low.y, nothing), a[2 * h][3] = copied(high.y, nothing);
-      a[2 * h + 1][0] = copied(low.z, nothing), a[2 * h + 1][1] = copied(high.z, nothing);
-      a[2 * h + 1][2] = copied(low.w, nothing), a[2 * h + 1][3] = copied(high.w, nothing);
-    }
+    for (int i = 0; i < PIECE / 16; i++, v += 8)
+      store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
+    fence_async();
+    barrier(2 + wg, 128);
+    if (one && job < JOBS) tma_store(outputs, slot, job % PARTS * 64, label);
+    if (one) bulk_commit();
   };
-#pragma unroll
-  for (int q = 0; q < CHUNK; q++) refill(q);
 #pragma unroll 1
-  for (int round = 0; round < work.rounds; round++) {
+  for (int round = 0;; round++) {
+    const int step = work.step(round / ROUNDS);
+    if (step >= work.steps) break;
     const int job = job_of(round);
-    const u32 now = next, offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
+    const u32 near = s.inputs() + place_of(next, lane), offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
     next = after, after = inputs_of(round + 2);
-    // What is asked for early is of the next chunk, or of the next job.
-    auto move_on = [&](bool last) {
-      if (last) point(next);
-      else first += CHUNK * 128, second += CHUNK * 128;
-    };
-    if (CHUNK) move_on(chunks == 1);
 #pragma unroll
-    for (int i = 0; i < RESIDENT + CHUNK; i++) {
+    for (int i = 0; i < SLICES; i++) {
       u32 a[4][4];
-      if (is_near(i)) {
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-          load_matrices(a[k], s.inputs() + number(i) * dim * 128 + now * 128 + (((2 * k + lane / 16) ^ (now & 7)) << 4));
-      } else {
-        take(a, early[number(i)]);
+      for (int h = 0; h < 2; h++) {
+        const int half = 2 * i + h, n = near_before(half), f = half - n;
+        if (is_near(half)) {
+          gather_half(a[2 * h], a[2 * h + 1], near + n * half_bytes);
+        } else {
+          copy_wait<DEEP ? DEEP - 1 : 0>();
+          __syncwarp();
+          gather_half(a[2 * h], a[2 * h + 1], slot + own);
+          if (f + DEEP == FAR) point(next);
+          ask((f + DEEP) % (FAR ? FAR : 1));
+        }
       }
       multiply(a, offset, i > 0, i > 0);
-      if (i > 0 && !is_near(i - 1)) refill(number(i - 1));
     }
     drain();
-    if (CHUNK && !is_near(RESIDENT + CHUNK - 1)) refill(number(RESIDENT + CHUNK - 1));
-    if (CHUNK) {
-#pragma unroll 1
-      for (int chunk = 1; chunk < chunks; chunk++) {
-        move_on(chunk + 1 == chunks);
+    const int label = work.label(step, tile) + job / PARTS * UNIT;
 #pragma unroll
-        for (int q = 0; q < CHUNK; q++) {
-          u32 a[4][4];
-          take(a, early[q]);
-          multiply(a, offset, true, q > 0);
-          if (q > 0) refill(q - 1);
-        }
-        drain();
-        refill(CHUNK - 1);
-      }
-    }
-    // 8 labels at a time, from the order of the sums to rows of dW.
-    const int label = work.label(round, tile) + job / PARTS * UNIT + r;
-    T* const to = dw + static_cast<i64>(label) * K + job % PARTS * 64 + warp * 16 + (t & 1 ? 6 + 2 * t : 2 * t);
-#pragma unroll
-    for (int j = 0; j < UNIT / 8; j++) {
-      const u32 low = transposed(pack<T>(d[4 * j], d[4 * j + 1])), high = transposed(pack<T>(d[4 * j + 2], d[4 * j + 3]));
-      const u32 other = __shfl_xor_sync(~0u, t & 1 ? low : high, 1);
-      const uint2 v = t & 1 ? make_uint2(other, high) : make_uint2(low, other);
-      if (job < JOBS && label + 8 * j < work.labels) *reinterpret_cast<uint2*>(to + 8 * j * K) = v;
+    for (int i = 0; i < UNIT / PIECE; i++) {
+      if (one) bulk_wait_read<0>();  // of the piece before
+      barrier(2 + wg, 128);
+      put(d + i * (PIECE / 2), s.piece(wg), job, label + i * PIECE);
     }
   }
+  copy_wait<0>();
+  if (one) bulk_wait<0>();
 }
 
-// The batch row at place `place` of a row of xt: the far slices after each other. Of 32 rows, places 8t to 8t + 7 are what lanes t of a warp
-// need of two products of 16.
-DEVICE int row_at(int place) {
-  const int q = place / 64, slice = q < RESIDENT && q < CHUNK ? 2 * q + 1 : q + RESIDENT;
-  return slice * 64 + place % 64 / 32 * 32 + place % 8 / 4 * 16 + place % 4 / 2 * 8 + place % 32 / 8 * 2 + place % 2;
-}
+// The batch row at place `place` of a row of xt.
+DEVICE int row_at(int place) { return far_place(place / HALF) * HALF + place % HALF; }
 
 }  // namespace grad_weight
 #endif  // sm_90a
