@@ -15,11 +15,6 @@ constexpr int AT_ONCE = BLOCKS / PARTS;  // units of these
 // Barriers of what arrives, however few stages: a warpgroup skips what others take, and must not take one passage for the next.
 constexpr int PASSAGES = 16;
 
-// Adds fp32 numbers: bytes as in `bulk_load`.
-DEVICE void bulk_add(float* to, u32 from, u32 bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-
 struct Inputs {
   const Step& step;
   u32 sums, stages, lists, full, empty, arrived;  // shared memory; the last: a count
