@@ -5,6 +5,7 @@ What all implementations share is tested in test_implementations.py and test_ops
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -218,6 +219,24 @@ def test_both_gradients_of_one_launch_repeat_where_that_is_asked_for(batch: int,
         assert torch.equal(dw, first[1])
         assert float((dx.float() - first[0].float()).norm()) <= 1e-3 * float(first[0].float().norm())
         assert float((dx.float() - first[0].float()).abs().max()) <= 2**-7 * float(first[0].float().abs().max())
+
+
+@pytest.mark.gpu
+def test_blocks_that_take_many_units_each() -> None:
+    """Stages of weights are refilled only once they have been read."""
+    from gskernels.group_shared import hopper_backward
+
+    shape = Shape(256, 768, 4104, 192, 64)
+    layer = make_layer(CUDA, shape, "bf16", "cuda")
+    plan = hopper_backward.plan_for(problem_of(shape, "bf16"), torch.device("cuda"))
+    if plan is None:
+        pytest.skip("for Hopper")
+    few = replace(plan, row_blocks=2 * plan.slices, label_blocks=2)
+    for _ in range(20):
+        x, dy = torch.randn(256, 768, device="cuda").bfloat16(), torch.randn(256, 4104, device="cuda").bfloat16()
+        right = oracle.outputs("backward", x, dy, layer)
+        for mine, exact in zip(hopper_backward.backward(dy, x, layer, problem_of(shape, "bf16"), few), right, strict=True):
+            assert float((mine.double() - exact).norm() / exact.norm()) < 2.2e-3
 
 
 @pytest.mark.gpu

@@ -29,14 +29,14 @@ MOST_RING = 16  # tiles of dY in a block that owns labels
 # Tiles of dY for each of those that it is at, and halves on their way to a warpgroup: the least that there is room for.
 WISHES = ((4, 2), (4, 1))
 MOST_DEEP = 3  # halves on their way to a warpgroup
-MOST_FAR = 11  # halves that come from L2: of larger batches one kernel after the other is faster
-LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
+MOST_FAR = 32  # halves that come from L2: of larger batches nothing is measured
+LEAD = 2 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 SQUARES = 4  # of 32 x 32 numbers of X that a block transposes
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group:
 # once, and for 64 rows. Labels, for 64 inputs of those multiplied at once: each label; 64 rows, and these for each label;
 # a half that is far.
-ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 351, 64: 677, 128: 1338}
+ADD_ONCE, ADD_COSTS = 285, {16: 276, 32: 338, 64: 677, 128: 1420}
 STORE_COST, SLICE_COST, MULTIPLY_COST, FAR_COST = 5.4, 105, 0.5, 34
 
 

@@ -132,6 +132,7 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
   // Row lane % 8 of matrix lane / 8: labels 0 to 7 or 8 to 15 of 16, inputs 0 to 7 or 8 to 15 of the warp's 16.
   const u32 matrix = (lane / 16 * 8 + lane % 8) * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
   const int units = work.tiles / TILES * UNITS;
+  const u32 nothing = dim % 64;  // 0, but who knows
   for (int unit = wg * TOGETHER; unit < units; unit += ADDING * TOGETHER) {
     const int turn = unit / TOGETHER;  // barriers of a turn: of its halves, and of this warpgroup alone
     const int mine = FIRST + 1 + turn % ADDING * 3, before = FIRST + 1 + (turn + ADDING - 1) % ADDING * 3;
@@ -144,18 +145,24 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
       for (int e = 0; e < STAGES; e++) {
         const int stage = (turn * TILES + tile) * STAGES + e;
         mbarrier_wait(s.full(stage), s.passage(stage));
+        u32 read = 0;  // of what was read of the stage
 #pragma unroll
         for (int u = 0; u < TOGETHER; u++) {
           if (tile == 0 && e == 0) {
             const u32 list = s.lists_at(stage) + u * LIST_BYTES + (16 * warp + r) * 2;
             inputs[u] = __byte_perm(load_index(list), load_index(list + 16), 0x5410);
+            read |= inputs[u];
           }
 #pragma unroll
-          for (int j = 0; j < STAGE / 16; j++)
-            load_matrices_transposed(a[u][e * (STAGE / 16) + j], s.weights_at(stage) + u * UNIT_BYTES + j * 2048 + matrix);
+          for (int j = 0; j < STAGE / 16; j++) {
+            u32 (&to)[4] = a[u][e * (STAGE / 16) + j];
+            load_matrices_transposed(to, s.weights_at(stage) + u * UNIT_BYTES + j * 2048 + matrix);
+            read |= to[0];
+          }
         }
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(s.empty(stage));
+        // An arrival does not wait for loads under way, and the copy engine was once faster: so it depends on what they bring.
+        if (lane == 0) mbarrier_arrive(s.empty(stage) + (read & nothing));
       }
       const int of = unit / UNITS * TILES + tile;
       mbarrier_wait(s.tile_full(of), s.passage(of));
