@@ -224,8 +224,6 @@ def test_both_gradients_of_one_launch_repeat_where_that_is_asked_for(batch: int,
 @pytest.mark.gpu
 def test_blocks_that_take_many_units_each() -> None:
     """Stages of weights are refilled only once they have been read."""
-    from gskernels.group_shared import hopper_backward
-
     shape = Shape(256, 768, 4104, 192, 64)
     layer = make_layer(CUDA, shape, "bf16", "cuda")
     plan = hopper_backward.plan_for(problem_of(shape, "bf16"), torch.device("cuda"))
