@@ -30,7 +30,6 @@ TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
 BARRIERS = 1024  # bytes for those of grad_input
-UNIT_STAGES, RELEASE = True, 0
 GRAD_INPUT_THREADS = 4 * 128 + 128  # warpgroups that add, and one whose warps ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
@@ -131,12 +130,12 @@ def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
     slices = cdiv(problem.batch, 64)
     parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, max(TILE, group))))  # a block takes so many at once
     shared = BARRIERS + sums + tiles * tile + stages * stage
-    return Plan(macros | {"RING_Y": tiles, "RING_W": stages, "UNIT_STAGES": int(UNIT_STAGES and group >= 32), "RELEASE": RELEASE}, GRAD_INPUT_THREADS, shared, slices, slices * parts)
+    return Plan(macros | {"RING_Y": tiles, "RING_W": stages}, GRAD_INPUT_THREADS, shared, slices, slices * parts)
 
 
 def stage_bytes(group: int, fan_in: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs and their list, twice where a warpgroup takes two at once."""
-    together = 2 if not (UNIT_STAGES and group >= 32) and group <= 32 and max(1, TILE // group) * (fan_in // 64) % 2 == 0 else 1
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs and their list, for groups of 16 twice where a warpgroup takes two."""
+    together = 2 if group < 32 and TILE // group * (fan_in // 64) % 2 == 0 else 1
     return together * (min(group, 32) * 128 + 128)
 
 
@@ -250,7 +249,7 @@ def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slic
     macros: those of grad_input, and any others. early: as in `Kernel.launch`.
     """
     batch, dim = dx.shape
-    mine = {name: macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W", "UNIT_STAGES", "RELEASE")}
+    mine = {name: macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input_sum", mine, dx.get_device())
     addends = (partial, dx, batch, dim, slices, len(partial) // slices)
     launcher.launch(slices * (dim // 4), 256, addends, early=early)

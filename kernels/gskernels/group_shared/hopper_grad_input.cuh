@@ -27,13 +27,7 @@ constexpr int TILES = G / GROUP;                          // whose products are 
 constexpr int UNITS = GROUPS * PARTS;                     // of a tile
 constexpr int TOGETHER = GROUP <= 32 && UNITS % 2 == 0 ? 2 : 1;  // units that a warpgroup takes at once
 constexpr int TILE_BYTES = ROWS * TILE * 2, UNIT_BYTES = STAGE * 128, LIST_BYTES = 128;
-#ifndef UNIT_STAGES
-#define UNIT_STAGES 0
-#endif
-#ifndef RELEASE
-#define RELEASE 0
-#endif
-constexpr int LOADED = UNIT_STAGES ? 1 : TOGETHER, LOADS = TOGETHER / LOADED;
+constexpr int LOADED = G < 32 ? TOGETHER : 1, LOADS = TOGETHER / LOADED;  // units of a stage of W; stages for those taken at once
 constexpr int STAGE_BYTES = LOADED * UNIT_BYTES, LISTS_BYTES = LOADED * LIST_BYTES;
 constexpr int MOST = 16;  // places of a ring; no fewer than all warpgroups together wait for
 static_assert(TILES == 1 || PARTS == 1);
@@ -147,14 +141,13 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
     u32 inputs[TOGETHER];  // two of 16 bits
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-      [[maybe_unused]] u32 a[TOGETHER][GROUP / 16][4];
+      u32 a[TOGETHER][GROUP / 16][4];
       const int first = (turn * TILES + tile) * STAGES * LOADS, of = unit / UNITS * TILES + tile;
-      u32 reads[STAGES * LOADS];  // of what was read of a stage
 #pragma unroll
       for (int e = 0; e < STAGES * LOADS; e++) {
         const int stage = first + e;
         mbarrier_wait(s.full(stage), s.passage(stage));
-        u32 read = 0;
+        u32 read = 0;  // of what was read of the stage
 #pragma unroll
         for (int v = 0; v < LOADED; v++) {
           const int u = LOADS == 1 ? v : e, part = LOADS == 1 ? e : 0;
@@ -163,49 +156,28 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
             inputs[u] = __byte_perm(load_index(list), load_index(list + 16), 0x5410);
             read |= inputs[u];
           }
-          if (RELEASE != 2) {
 #pragma unroll
-            for (int j = 0; j < STAGE / 16; j++) {
-              u32 (&to)[4] = a[u][part * (STAGE / 16) + j];
-              load_matrices_transposed(to, s.weights_at(stage) + v * UNIT_BYTES + j * 2048 + matrix);
-              read |= to[0];
-            }
+          for (int j = 0; j < STAGE / 16; j++) {
+            u32 (&to)[4] = a[u][part * (STAGE / 16) + j];
+            load_matrices_transposed(to, s.weights_at(stage) + v * UNIT_BYTES + j * 2048 + matrix);
+            read |= to[0];
           }
         }
-        reads[e] = read;
-        if (RELEASE == 3) {
-          __syncwarp();
-          if (lane == 0) mbarrier_arrive(s.empty(stage));
-        }
-        if (RELEASE == 0) {
-          __syncwarp();
-          // An arrival does not wait for loads under way, and the copy engine was once faster: so it depends on what they bring.
-          if (lane == 0) mbarrier_arrive(s.empty(stage) + (read & nothing));
-        }
-      }
-      auto release = [&] {
         __syncwarp();
-#pragma unroll
-        for (int e = 0; e < STAGES * LOADS; e++)
-          if (lane == 0) mbarrier_arrive(s.empty(first + e) + (reads[e] & nothing));
-      };
+        // An arrival does not wait for loads under way, and the copy engine was once faster: so it depends on what they bring.
+        if (lane == 0) mbarrier_arrive(s.empty(stage) + (read & nothing));
+      }
       mbarrier_wait(s.tile_full(of), s.passage(of));
-      if (RELEASE == 1) release();
       wgmma_fence();
 #pragma unroll
       for (int u = 0; u < TOGETHER; u++)
 #pragma unroll
         for (int j = 0; j < GROUP / 16; j++) {
           const u32 from = s.grads_at(of) + (unit % UNITS + u) / PARTS * (GROUP * 2) + j * 32;
-          const int stage = first + (LOADS == 1 ? j / (STAGE / 16) : u);
-          if (RELEASE != 2) Wgmma<T, ROWS, 0>::rs(products[u], a[u][j], wgmma_matrix(from, 16, 1024, 1), j + tile > 0);
-          else
-            Wgmma<T, ROWS, 0>::template ss<1>(products[u], wgmma_matrix(s.weights_at(stage) + (LOADS == 1 ? u : 0) * UNIT_BYTES + j % (STAGE / 16) * 2048, 1024, 1024, 1),
-                                              wgmma_matrix(from, 16, 1024, 1), j + tile > 0);
+          Wgmma<T, ROWS, 0>::rs(products[u], a[u][j], wgmma_matrix(from, 16, 1024, 1), j + tile > 0);
         }
       wgmma_commit();
       wgmma_wait<0>();
-      if (RELEASE == 2) release();
       if (lane == 0) mbarrier_arrive(s.tile_empty(of));
     }
 #pragma unroll
