@@ -134,7 +134,7 @@ def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
 
 
 def stage_bytes(group: int, fan_in: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs and their list, for groups of 16 twice where a warpgroup takes two."""
+    """Of grad_input: weights of 16 or 32 labels and 64 inputs, and their list; for groups of 16 of two of them."""
     together = 2 if group < 32 and TILE // group * (fan_in // 64) % 2 == 0 else 1
     return together * (min(group, 32) * 128 + 128)
 
