@@ -20,6 +20,7 @@ DEVICE bool elect() {
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }
 // Makes initialised barriers visible to the copy engine and to the cluster.
 DEVICE void mbarrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Does not wait for loads under way: who gives back what it has read lets `at` depend on what they brought.
 DEVICE void mbarrier_arrive(u32 at) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory"); }
 // Arrives, and the phase also waits for that many bytes from the copy engine.
 DEVICE void mbarrier_expect(u32 at, u32 bytes) {

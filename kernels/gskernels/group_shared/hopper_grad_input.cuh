@@ -164,7 +164,6 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
           }
         }
         __syncwarp();
-        // An arrival does not wait for loads under way, and the copy engine was once faster: so it depends on what they bring.
         if (lane == 0) mbarrier_arrive(s.empty(stage) + (read & nothing));
       }
       mbarrier_wait(s.tile_full(of), s.passage(of));

@@ -73,8 +73,7 @@ struct Inputs {
     const int mine = 1 + turn * 3, other = 1 + (turn + 1) % TURNS * 3;
     const u32 own = sums + (r & 1) * 64 + t * 16;
     const bool odd = r & 1;
-    u32 zero;  // as the compiler does not know
-    asm volatile("mov.u32 %0, %%clusterid.y;" : "=r"(zero));
+    const u32 nothing = step.dim % 64;  // 0, but who knows
     const int all = count();
     if (turn == TURNS - 1 && all > 0) barrier_arrive(other, 256), barrier_arrive(other + 1, 256);
     int stage = turn * AT_ONCE % step.input_stages;
@@ -100,7 +99,10 @@ struct Inputs {
           inputs[u * PARTS + p] = __byte_perm(load_index(list + p * 128), load_index(list + p * 128 + 16), 0x5410);
         wgmma_wait<0>();
         __syncwarp();
-        if (lane == 0 && (u == 0 || n + u < all)) mbarrier_arrive(empty + 8 * at);
+        u32 read = 0;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) read |= inputs[u * PARTS + p];
+        if (lane == 0 && (u == 0 || n + u < all)) mbarrier_arrive(empty + 8 * at + (read & nothing));
         if (++at == step.input_stages) at = 0;
       }
       // The piece at `place ^ 64 c` is of rows c of 2 x 16 for even lanes, of rows c ^ 1 for odd ones. They are exchanged before a turn
@@ -117,7 +119,7 @@ struct Inputs {
       for (int half = 0; half < 2; half++) {
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-          if (b == 0) barrier(mine + half + (bits & zero), 256);
+          if (b == 0) barrier(mine + half + (bits & nothing), 256);
           if (b == PARTS && n + 1 == all) break;
           if (b == PARTS) barrier(mine + 2, 128);  // another list: inputs of one are distinct
           const u32 places[2] = {own + (inputs[b] & 0xffff) * 256 + half * 128, own + (inputs[b] >> 16) * 256 + half * 128};
