@@ -1,9 +1,9 @@
 // Both gradients for Hopper, from one launch: dX = dY W and dW = dY^T X over groups.
 //
 // The two sums want different things on chip: dX^T 64 batch rows of all inputs, dW the whole batch of few labels. So blocks are of two
-// kinds, one a multiprocessor: the first `row_blocks` own batch rows (hopper_grad_input.cuh), the others own labels
-// (hopper_backward.cuh). Both walk the labels in the same order, so that what one kind reads of dY the other finds in L2. That they
-// advance alike is a matter of how many there are of each; who is ahead looks again before it goes on. dW is summed in a fixed order.
+// kinds, one a multiprocessor: `row_blocks` own batch rows (hopper_grad_input.cuh), the others own labels (hopper_backward.cuh). Both walk
+// the labels in the same order, so that what one kind reads of dY the other finds in L2. That they advance alike is a matter of how
+// many there are of each; who is ahead looks again before it goes on. dW is summed in a fixed order.
 //
 // Macros: those of the two headers, SHARED_SUMS (1: blocks that own the same rows add their parts of dX to the same sums in memory, in any order;
 // 0: each leaves its part, and who adds these does so in a fixed order).
@@ -29,21 +29,23 @@ constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
 
 // lead: labels that a kind may be ahead of the other. sums: fp32 [parts][SLICES][dim][64], a part for each block that owns the slice or one for all.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap x,
+hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
                 const __grid_constant__ TensorMap outputs, const u16* __restrict__ lists, float* __restrict__ sums, const T* __restrict__ xt,
                 u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int thread = threadIdx.x, block = blockIdx.x, warp = __shfl_sync(~0u, (thread - CONSUMERS) / 32, 0);
-  const bool owns_rows = block < row_blocks, both = row_blocks > 0 && row_blocks < gridDim.x;
+  const int thread = threadIdx.x, warp = __shfl_sync(~0u, (thread - CONSUMERS) / 32, 0);
+  // Kinds alternate: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2, and who owns labels needs more of it.
+  const int label_blocks = gridDim.x - row_blocks, before = blockIdx.x * label_blocks / gridDim.x;
+  const bool owns_rows = (blockIdx.x + 1) * label_blocks / gridDim.x == before;
+  const int block = owns_rows ? blockIdx.x - before : before;  // of its kind
   const grad_input::Layout rows(shared_address(shared), dim);
   const grad_weight::Layout places{shared_address(shared)};
   // Made anew in each branch: what lives across them takes registers of the loading warps.
   auto tiles = [&] { return grad_input::Work(block / SLICES, row_blocks / SLICES, labels); };
-  auto steps = [&] { return grad_weight::Work(block - row_blocks, gridDim.x - row_blocks, labels); };
+  auto steps = [&] { return grad_weight::Work(block, label_blocks, labels); };
   start_next();  // the sum of the row blocks' parts, once all of this runs: it waits
   if (owns_rows) rows.init(thread);
   else if (thread < CONSUMERS) places.init(thread);
-  else if (elect()) grad_weight::ask_halves(places, &x, warp, dim);
   __syncthreads();
   if (thread < CONSUMERS) {
     more_registers<112>();
@@ -57,49 +59,32 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
         grad_input::write<4>(rows, sums + block * part, dim, thread);
       }
     } else {
-      grad_weight::weigh(places, steps(), xt, lists, &outputs, dim);
+      grad_weight::weigh(places, steps(), xt, lists, &outputs);
     }
   } else {
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      if (warp == 0) grad_input::load_grads<4>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead, both}});
+      if (warp == 0) grad_input::load_grads<4>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}});
       else if (warp <= 2) grad_input::load_weights<2>(rows, &weights, lists, work, warp - 1);
     } else if (warp == 0) {
-      grad_weight::load(places, &grads, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead, both});
+      grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});
     }
   }
 }
 
-// Before it: progress [2] = 0; sums [zeros] = 0; xt [dim][FAR halves][32] = x [batch, dim] transposed, the rows that `grad_weight::row_at` says, zero
-// beyond the batch. 256 threads make a square of 32 x 32. Blocks are large, so that most multiprocessors are free for row blocks at once.
+// Before it: progress [2] = 0; sums [zeros] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch. Blocks are large, so that
+// most multiprocessors are free for row blocks at once.
 extern "C" __global__ void __launch_bounds__(1024)
 hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, float4* __restrict__ sums, int zeros, int batch, int dim) {
-  __shared__ T squares[4][32][34];
+  __shared__ T squares[4][32][33];
   if (blockIdx.x == 0) {
     if (threadIdx.x < 2) progress[threadIdx.x] = 0, __threadfence();
     __syncthreads();
   }
-  start_next();  // row blocks and what is resident do not wait for more
-  const int stride = grad_weight::FAR * grad_weight::HALF, across = dim / 32;
-  const int mine = threadIdx.x / 256, number = blockIdx.x * (blockDim.x / 256) + mine, d0 = number % across * 32, place0 = number / across * 32;
-  const int column = threadIdx.x % 32, first = threadIdx.x % 256 / 32;
-  const bool made = number < across * grad_weight::FAR;
-  T v[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int b = grad_weight::row_at(place0 + first + 8 * i);
-    v[i] = made && b < batch ? x[static_cast<i64>(b) * dim + d0 + column] : from_float<T>(0.f);
-  }
+  start_next();  // row blocks do not wait for more
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < zeros / 4; i += gridDim.x * blockDim.x) sums[i] = float4{0, 0, 0, 0};
-#pragma unroll
-  for (int i = 0; i < 4; i++) squares[mine][first + 8 * i][column] = v[i];
-  __syncthreads();
-  if (!made) return;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int row = first + 8 * i;
-    xt[static_cast<i64>(d0 + row) * stride + place0 + column] = squares[mine][column][row];
-  }
+  const int mine = threadIdx.x / 256;
+  transpose_square(squares[mine], threadIdx.x % 256, blockIdx.x * 4 + mine, x, xt, batch, dim, SLICES * 64);
 }
 #endif  // sm_90a

@@ -1,58 +1,41 @@
 // dW on Hopper by blocks that own labels, beside others that own batch rows (hopper_backward.cu).
 //
 // A block takes every `blocks`-th step: TILES neighbouring tiles of 64 labels, with the whole batch. A *job* is 64 inputs of
-// one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, 64 batch rows
-// at a time. dY comes by the copy engine, tiles of [64 rows][64 labels] in a ring of stages that all warpgroups with jobs of that tile
-// read. X^T goes to the registers that wgmma takes it from by ldmatrix, in *halves* of a slice, 32 batch rows, of two kinds:
-//
-//   near  NEAR of them, resident in shared memory: [dim][32 rows], of all inputs;
-//   far   from a copy of X^T in L2 by cp.async to a ring of DEEP halves in shared memory, a warp its own 16 inputs, which it alone reads.
-//
-// Both kinds are spread evenly over the batch, so that loads have the time of all products. No sums leave the warpgroup, whose dW leaves
-// by the copy engine: no barrier between warpgroups but for the ring of dY.
-//
-// In shared memory 16-byte piece p of an input's half, at input * 64, lies at p ^ (input / 2 mod 4): where depends on input mod 8 alone, for
-// which lists are ordered (`turn_halves`, `gather_half`).
+// one group and its UNIT labels; a warpgroup has one at a time, in registers: dW^T [64 inputs x UNIT] = X^T dY, ROWS batch rows
+// at a time. dY comes by the copy engine, tiles of [ROWS][64 labels] in a ring of stages that all warpgroups with jobs of that tile
+// read. X^T comes from a copy in L2 by cp.async, a slice of 64 batch rows of an input, 128 bytes, at a time, to a ring of DEEP slices
+// in shared memory: a warp its own 16 inputs, which it alone reads. No sums leave the warpgroup, whose dW leaves by the copy
+// engine: no barrier between warpgroups but for the ring of dY.
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
-// batch rows), NEAR, DEEP (1 up to the far halves, 0 if there are none), RING (stages, a multiple of TILES), OVERLAP (1: the products of a slice
-// run until those of the next are under way, which takes two stages; 0: until the next operand is in registers).
+// batch rows), DEEP (slices of X^T), RING (stages, a multiple of TILES).
 #pragma once
 #include "hopper.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace grad_weight {
 
-constexpr int WARPGROUPS = 4, TILE = 64, ROWS = 64, HALF = 32;
+constexpr int WARPGROUPS = 4, TILE = 64;
+constexpr int TOGETHER = SLICES % 2 ? 1 : 2, ROWS = 64 * TOGETHER, STAGES = SLICES / TOGETHER;  // slices of a stage; its batch rows; of the batch
 constexpr int UNIT = G < TILE ? G : TILE, PARTS = K / 64;
 constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
-constexpr int STAGE_BYTES = ROWS * TILE * 2;
+constexpr int STAGE_BYTES = ROWS * TILE * 2, SLOT_BYTES = 16 * 128;  // of the ring of dY; of a warp's ring of X^T
 constexpr int PIECE = UNIT < 32 ? UNIT : 32;                    // labels of dW that leave together
 constexpr int PIECE_BYTES = PIECE * 128;
 // As many stages, so that each holds tiles of the same warpgroups: who skips a stage could take one passage for the next.
-static_assert(RING % TILES == 0 && RING <= 32 && RING > OVERLAP * TILES);
+static_assert(RING % TILES == 0 && RING <= 32 && DEEP >= 1);
 
-// Halves by their place in the batch: the n-th near one is at `near_place(n)`, the n-th far one at `far_place(n)`.
-constexpr int HALVES = 2 * SLICES, FAR = HALVES - NEAR, SLOT_BYTES = 16 * HALF * 2;  // of a warp's ring
-static_assert(FAR ? 1 <= DEEP && DEEP <= FAR : DEEP == 0);
-DEVICE constexpr int near_before(int place) { return place * NEAR / HALVES; }
-DEVICE constexpr bool is_near(int place) { return near_before(place + 1) > near_before(place); }
-DEVICE constexpr int near_place(int n) { return cdiv((n + 1) * HALVES, (NEAR ? NEAR : 1)) - 1; }
-DEVICE constexpr int far_place(int n) { return n * HALVES / (FAR ? FAR : 1); }
-
-// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, pieces of dW on their way, rings of X^T, halves of X^T.
+// Places in shared memory, from `at` (on 1024 bytes) on: barriers, stages, pieces of dW on their way, rings of X^T.
 struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
   DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
-  DEVICE u32 came(int wg) const { return at + 512 + wg * 8; }  // near halves that warpgroup `wg` transposes
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
-  DEVICE u32 piece(int wg) const { return stage(RING) + wg * PIECE_BYTES; }
-  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS) + warp * (DEEP * SLOT_BYTES); }
-  DEVICE u32 inputs() const { return slots(WARPGROUPS * 4); }
+  DEVICE u32 piece(int wg, int which) const { return stage(RING) + (wg * 2 + which) * PIECE_BYTES; }
+  DEVICE u32 slots(int warp) const { return piece(WARPGROUPS, 0) + warp * (DEEP * SLOT_BYTES); }
   // By all threads of the block, before a barrier of the block.
   DEVICE void init(int thread) const {
     if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
@@ -60,38 +43,7 @@ struct Layout {
   }
 };
 
-// Near halves come by the copy engine, as squares of 32 rows x 64 inputs, of which warpgroup `wg` transposes every WARPGROUPS-th in its place.
-// By one lane, who asks for them; `x` is a map of such boxes.
-DEVICE void ask_halves(const Layout& s, const TensorMap* x, int wg, int dim) {
-  const int across = dim / 64, squares = NEAR * across;
-  mbarrier_init(s.came(wg), 1);
-  mbarrier_fence();
-  if (wg < squares) mbarrier_expect(s.came(wg), cdiv(squares - wg, WARPGROUPS) * 4096);
-#pragma unroll 1
-  for (int i = wg; i < squares; i += WARPGROUPS)
-    tma_load(s.inputs() + i * 4096, x, s.came(wg), i % across * 64, near_place(i / across) * HALF);
-}
-// By the warpgroup, a warp 16 inputs. Barrier 2 + wg is its own.
-DEVICE void turn_halves(const Layout& s, int wg, int warp, int lane, int dim) {
-  const int squares = NEAR * (dim / 64), line = lane % 8, octet = 2 * warp + lane / 8 % 2, half = lane / 16;
-  if (wg < squares) mbarrier_wait(s.came(wg), 0);
-#pragma unroll 1
-  for (int i = wg; i < squares; i += WARPGROUPS) {
-    const u32 square = s.inputs() + i * 4096;
-    u32 v[2][4];  // matrices: 8 rows, 8 or 16 rows on; 8 inputs, or the next 8
-#pragma unroll
-    for (int q = 0; q < 2; q++) load_matrices_transposed(v[q], square + ((2 * q + half) * 8 + line) * 128 + ((octet ^ line) << 4));
-    barrier(2 + wg, 128);
-#pragma unroll
-    for (int q = 0; q < 2; q++)
-      store_matrices(square + (octet * 8 + line) * 64 + (((2 * q + half) ^ (line / 2)) << 4), v[q][0], v[q][1], v[q][2], v[q][3]);
-  }
-}
-// What a lane has to say to ldmatrix of its warp's 16 inputs, of which it names `input`, in a half at 0.
-DEVICE u32 place_of(u32 input, int lane) { return input * 64 + ((lane / 16 ^ (input / 2 & 3)) << 4); }
-DEVICE void gather_half(u32 (&a)[4], u32 (&b)[4], u32 at) { load_matrices(a, at), load_matrices(b, at ^ 32); }
-
-// What a block does: of each of its steps ROUNDS times SLICES times TILES stages, in this order.
+// What a block does: of each of its steps ROUNDS times STAGES times TILES stages, in this order.
 struct Work {
   int block, blocks, labels, steps;
   DEVICE Work(int block_, int blocks_, int labels_) : block(block_), blocks(blocks_), labels(labels_) { steps = cdiv(labels, TILE * TILES); }
@@ -105,11 +57,9 @@ struct Pace {
   u32 *mine, *others;
   u32 factor;            // what the others add for a label
   int ahead;             // labels
-  mutable u32 seen = 0;  // of `others`, as of the check before
-  mutable int patience;  // looks in a row, 1 ms or so
-  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_, bool both) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {
-    patience = both ? 1 << 11 : 0;
-  }
+  mutable u32 seen = 0;            // of `others`, as of the check before
+  mutable int patience = 1 << 11;  // looks in a row, 1 ms or so
+  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {}
   // By all lanes of a warp, before labels from `label` on are asked for.
   DEVICE void wait(int label) const {
     const int needed = label - ahead;
@@ -126,7 +76,7 @@ struct Pace {
   DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
 };
 
-// By one warp: dY, boxes of 64 x 64.
+// By one warp: dY, boxes of ROWS x 64.
 DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
   const bool one = elect();
   int stage = 0, parity = 1;
@@ -136,134 +86,114 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
     pace.wait(label);
     if (one) pace.tell(TILE * TILES);
 #pragma unroll 1
-    for (int round = 0; round < ROUNDS; round++) {
-#pragma unroll 1
-      for (int row = 0; row < SLICES * ROWS; row += ROWS) {
+    for (int i = 0; i < ROUNDS * STAGES; i++) {
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-          mbarrier_wait(s.empty(stage), parity);
-          if (one) {
-            mbarrier_expect(s.full(stage), STAGE_BYTES);
-            tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, row);
-          }
-          if (++stage == RING) stage = 0, parity ^= 1;
+      for (int tile = 0; tile < TILES; tile++) {
+        mbarrier_wait(s.empty(stage), parity);
+        if (one) {
+          mbarrier_expect(s.full(stage), STAGE_BYTES);
+          tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, i % STAGES * ROWS);
         }
+        if (++stage == RING) stage = 0, parity ^= 1;
       }
     }
   }
 }
 
-// By the block's first WARPGROUPS warpgroups. xt: [dim][FAR halves][32], ready once the previous kernel is over. outputs: dW in boxes of
-// PIECE labels x 64 inputs. Barriers 1 to 5 are theirs.
-DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs, int dim) {
-  const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+// By the block's first WARPGROUPS warpgroups. xt: [dim][SLICES][64], ready once the previous kernel is over. outputs: dW in boxes of PIECE
+// labels x 64 inputs. Barriers 2 to 5 are theirs.
+DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs) {
+  const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int tile = wg / SHARERS;
-  const u32 half_bytes = dim * (HALF * 2);
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
   // The inputs of the warp's 16 rows of a job, a lane one of them.
   auto inputs_of = [&](int round) -> u32 {
     const int job = min(job_of(round), JOBS - 1), label = work.label(work.step(round / ROUNDS), tile) + job / PARTS * UNIT;
     return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
   };
-  u32 next = inputs_of(0), after = inputs_of(1);
 
-  // Far halves: a slot is asked for again as soon as it has been read, so that DEEP are always on their way, those of the next job at the end.
-  // A lane fetches 16 bytes of two of the warp's inputs.
-  const u32 slots = s.slots(threadIdx.x / 32), own = place_of(lane % 16, lane), to = r * 64 + ((t ^ (r / 2 & 3)) << 4);
-  u32 slot = slots;  // to be read next
-  const T* from[2];
-  auto point = [&](u32 inputs) {
+  // A slot is asked for again as soon as it has been read, so that DEEP slices are always on their way, also of the jobs to come. A lane
+  // fetches 16 bytes of every fourth of the warp's inputs. Piece p of an input's 128 bytes lies at p ^ (its place in the list mod 8).
+  const u32 slots = s.slots(threadIdx.x / 32), to = lane / 8 * 128 + ((lane % 8 ^ lane / 8) << 4), own = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
+  u32 free = slots, next = slots;  // slots to be filled and read next
+  const T* from[4];
+  int asked = 0;  // rounds whose inputs `from` and `coming` know
+  u32 coming = inputs_of(0);
+  auto after = [&](u32 slot) { return slot + SLOT_BYTES == slots + DEEP * SLOT_BYTES ? slots : slot + SLOT_BYTES; };
+  auto ask = [&](int slice) {
+    if (slice == 0) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) from[j] = xt + __shfl_sync(~0u, inputs, r + 8 * j) * (FAR * HALF) + t * 8;
-  };
-  auto ask = [&](int f) {  // the f-th far half, for the slot, which the next one follows
-    copy_async(slot + to, from[0] + f * HALF), copy_async(slot + to + 512, from[1] + f * HALF);
+      for (int j = 0; j < 4; j++) from[j] = xt + __shfl_sync(~0u, coming, lane / 8 + 4 * j) * (SLICES * 64) + lane % 8 * 8;
+      coming = inputs_of(++asked);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) copy_async(free + (to ^ j % 2 * 64) + j * 512, from[j] + slice * 64);
     copy_commit();
-    if ((slot += SLOT_BYTES) == slots + DEEP * SLOT_BYTES) slot = slots;
+    free = after(free);
   };
-  if (FAR) {
-    wait_for_earlier();  // which wrote xt
-    point(next);
+  wait_for_earlier();  // which wrote xt
 #pragma unroll
-    for (int f = 0; f < DEEP; f++) ask(f);
-  }
-  turn_halves(s, wg, warp, lane, dim);
-  barrier(1, WARPGROUPS * 128);
+  for (int i = 0; i < DEEP; i++) ask(i % SLICES);
 
-  int stage = tile, parity = 0;
-  u32 taken = 0;  // barrier of the stage whose products run
+  int stage = tile, parity = 0, which = 0;
   float d[UNIT / 2];
-  auto give_back = [&] {
-    if (lane == 0) mbarrier_arrive(taken);
-  };
-  auto drain = [&] { wgmma_wait<0>(), give_back(); };
-  // Begins the products of the next stage, whose first operand is there. running: those of the stage before are under way, and end here.
-  auto multiply = [&](const u32 (&a)[4][4], u32 offset, bool add, bool running) {
-    if (running && !OVERLAP) drain(), running = false;
-    mbarrier_wait(s.full(stage), parity);
-    const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[k], grads + (k * (16 * TILE * 2) >> 4), k > 0 || add);
-    wgmma_commit();
-    if (running) wgmma_wait<1>(), give_back();
-    taken = s.empty(stage);
-    if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
-  };
-
-  // PIECE labels of dW, by the copy engine. `slot` is free to write to.
   const bool one = elect() && warp == 0;
-  auto put = [&](const float* v, u32 slot, int job, int label) {
+  // PIECE labels of dW, by the copy engine. Of two places one is free: before the barrier, the copy before has been read.
+  auto put = [&](const float* v, int job, int label) {
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
-    const u32 at = slot + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
+    const u32 piece = s.piece(wg, which), at = piece + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
 #pragma unroll
     for (int i = 0; i < PIECE / 16; i++, v += 8)
       store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
     fence_async();
+    if (one) bulk_wait_read<0>();
     barrier(2 + wg, 128);
-    if (one && job < JOBS) tma_store(outputs, slot, job % PARTS * 64, label);
+    if (one && job < JOBS) tma_store(outputs, piece, job % PARTS * 64, label);
     if (one) bulk_commit();
+    which ^= 1;
   };
+  // The operands of a stage. One is read while the last products of the stage before run.
+  u32 a[TOGETHER][4][4];
+  auto load = [&](u32 (&a)[4][4], int slice) {
+    copy_wait<DEEP - 1>();
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < 4; k++) load_matrices(a[k], next + (own ^ k * 32));
+    next = after(next);
+    ask((slice + DEEP) % SLICES);
+  };
+#pragma unroll
+  for (int n = 0; n < TOGETHER; n++) load(a[n], n);
 #pragma unroll 1
   for (int round = 0;; round++) {
     const int step = work.step(round / ROUNDS);
     if (step >= work.steps) break;
     const int job = job_of(round);
-    const u32 near = s.inputs() + place_of(next, lane), offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
-    next = after, after = inputs_of(round + 2);
+    const u32 offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
 #pragma unroll
-    for (int i = 0; i < SLICES; i++) {
-      u32 a[4][4];
+    for (int i = 0; i < SLICES; i += TOGETHER) {
+      mbarrier_wait(s.full(stage), parity);
+      const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
+      wgmma_fence();
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int half = 2 * i + h, n = near_before(half), f = half - n;
-        if (is_near(half)) {
-          gather_half(a[2 * h], a[2 * h + 1], near + n * half_bytes);
-        } else {
-          copy_wait<DEEP ? DEEP - 1 : 0>();
-          __syncwarp();
-          gather_half(a[2 * h], a[2 * h + 1], slot + own);
-          if (f + DEEP == FAR) point(next);
-          ask((f + DEEP) % (FAR ? FAR : 1));
-        }
+      for (int n = 0; n < TOGETHER; n++) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[n][k], grads + ((4 * n + k) * (16 * TILE * 2) >> 4), i + n + k > 0);
+        wgmma_commit();
       }
-      multiply(a, offset, i > 0, i > 0);
+      if (TOGETHER > 1) wgmma_wait<1>(), load(a[0], (i + TOGETHER) % SLICES);
+      wgmma_wait<0>();
+      if (lane == 0) mbarrier_arrive(s.empty(stage));
+      if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
+      load(a[TOGETHER - 1], (i + 2 * TOGETHER - 1) % SLICES);
     }
-    drain();
     const int label = work.label(step, tile) + job / PARTS * UNIT;
 #pragma unroll
-    for (int i = 0; i < UNIT / PIECE; i++) {
-      if (one) bulk_wait_read<0>();  // of the piece before
-      barrier(2 + wg, 128);
-      put(d + i * (PIECE / 2), s.piece(wg), job, label + i * PIECE);
-    }
+    for (int i = 0; i < UNIT / PIECE; i++) put(d + i * (PIECE / 2), job, label + i * PIECE);
   }
   copy_wait<0>();
   if (one) bulk_wait<0>();
 }
-
-// The batch row at place `place` of a row of xt.
-DEVICE int row_at(int place) { return far_place(place / HALF) * HALF + place % HALF; }
 
 }  // namespace grad_weight
 #endif  // sm_90a

@@ -127,16 +127,18 @@ template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap
 template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const Work& work, int dim, int thread) {
   for (int i = thread; i < dim * 16; i += ADDING * 128) store_sums(s.sums() + i * 16, make_float4(0, 0, 0, 0));
   barrier(FIRST, ADDING * 128);
-  const int wg = thread / 128, warp = thread / 32 % 4, lane = thread % 32, r = lane / 4, t = lane % 4;
+  const int number = __shfl_sync(~0u, thread / 32, 0), wg = number / 4, warp = number % 4;  // known to be the same for all lanes
+  const int lane = thread % 32, r = lane / 4, t = lane % 4;
   const bool odd = r & 1;
   const u32 own = s.sums() + odd * 64 + t * 16;
   // Row lane % 8 of matrix lane / 8: labels 0 to 7 or 8 to 15 of 16, inputs 0 to 7 or 8 to 15 of the warp's 16.
   const u32 matrix = (lane / 16 * 8 + lane % 8) * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
   const int units = work.tiles / TILES * UNITS;
+  // Barriers of both halves, and one of this warpgroup alone.
+  const int mine = FIRST + 1 + wg * 3, before = FIRST + 1 + (wg + ADDING - 1) % ADDING * 3;
   const u32 nothing = dim % 64;  // 0, but who knows
   for (int unit = wg * TOGETHER; unit < units; unit += ADDING * TOGETHER) {
-    const int turn = unit / TOGETHER;  // barriers of a turn: of its halves, and of this warpgroup alone
-    const int mine = FIRST + 1 + turn % ADDING * 3, before = FIRST + 1 + (turn + ADDING - 1) % ADDING * 3;
+    const int turn = unit / TOGETHER;
     float products[TOGETHER][ROWS / 2];
     u32 inputs[TOGETHER];  // two of 16 bits
 #pragma unroll
