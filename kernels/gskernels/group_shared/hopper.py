@@ -187,10 +187,10 @@ def weight_map(layer: Layer, problem: Problem, labels: int) -> TensorMap:
     return tensor_map(layer.weight, (problem.fan_in, problem.labels), (problem.fan_in * 2,), (64, labels), 128)
 
 
-def row_map(x: Tensor, rows: int = 64) -> TensorMap:
-    """[B, D] in boxes of so many rows and 64 inputs."""
+def row_map(x: Tensor) -> TensorMap:
+    """[B, D] in boxes of 64 rows and 64 inputs."""
     batch, dim = x.shape
-    return tensor_map(x, (dim, batch), (dim * 2,), (64, rows), 128)
+    return tensor_map(x, (dim, batch), (dim * 2,), (64, 64), 128)
 
 
 def label_map(y: Tensor, rows: int) -> TensorMap:

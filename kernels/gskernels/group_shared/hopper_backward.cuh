@@ -55,8 +55,8 @@ struct Work {
 // looked too often goes on, so blocks need not run at the same time. Counters begin at 0; a block adds the labels that it has asked for.
 struct Pace {
   u32 *mine, *others;
-  u32 factor;            // what the others add for a label
-  int ahead;             // labels
+  u32 factor;                      // what the others add for a label
+  int ahead;                       // labels
   mutable u32 seen = 0;            // of `others`, as of the check before
   mutable int patience = 1 << 11;  // looks in a row, 1 ms or so
   DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {}
