@@ -21,9 +21,9 @@ demo: env
 	$(BIN)/gsbench run --suite backward --out results --name demo
 	$(BIN)/gsbench report results/demo --out reports/demo
 
-# Two halves side by side: the library's tests, most of which compile kernels, with the trainer's and the plugin's; and the rest of the
-# harness's, most of which wait for processes.
-APART = tests/gsbench/train tests/gsbench/test_pytest_plugin.py
+# Two halves side by side: the library's tests, most of which compile kernels, with the trainer's; and the rest of the harness's, most of
+# which wait for processes.
+APART = tests/gsbench/train
 test: env
 	@$(BIN)/python -m pytest tests/gskernels tests/benchmarks $(APART) > $(VENV)/library-tests.log 2>&1 & library=$$!; \
 	$(BIN)/python -m pytest tests/gsbench $(APART:%=--ignore=%); harness=$$?; \

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-PACKAGE = '''
+CALLS = '''
 import os, signal, sys, time
 import torch
 from gskernels.dense import forward as right
-from gskernels.table import Implementation
 
 def crash(x, layer):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -39,6 +38,10 @@ def prints(x, layer):
 def slow(x, layer):
     time.sleep(0.05)
     return right(x, layer)
+'''
+
+TABLE = '''
+from gskernels.table import Implementation
 
 FAULTS = ("crash", "hang", "wrong", "unwritten", "raises", "oom", "cuda_error", "prints", "slow")
 IMPLEMENTATIONS = [
@@ -49,9 +52,10 @@ IMPLEMENTATIONS = [
 
 def install(folder: Path) -> dict[str, str]:
     """Write the package into `folder` as an installer would; returns the environment that sees it."""
-    (folder / "faulty.py").write_text(PACKAGE)
+    (folder / "faulty.py").write_text(TABLE)  # which the command line reads, without torch
+    (folder / "faulty_calls.py").write_text(CALLS)
     for name in ("crash", "hang", "wrong", "unwritten", "raises", "oom", "cuda_error", "prints", "slow"):
-        (folder / f"faulty_{name}.py").write_text(f"from faulty import {name} as forward\n")
+        (folder / f"faulty_{name}.py").write_text(f"from faulty_calls import {name} as forward\n")
     info = folder / "faulty-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
