@@ -202,6 +202,8 @@ def _in_words(error: dict[str, Any]) -> str:
         known = parts.get(str(error["loc"][0])) if len(error["loc"]) > 1 else None
         names = list(known.model_fields) if known else [*Suite.model_fields, "cpu"]
         return f"unknown key {place!r}; known: {', '.join(names)}"
+    if error["type"] == "missing":  # whose input is all that surrounds it
+        return f"{place} is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}, got {error['input']!r}" if error["type"] != "value_error" else (
         f"{place}: {message}"

@@ -69,6 +69,8 @@ def test_set_overrides(write):
     [
         (("title", "titel"), "unknown key 'titel'; known: title, passes"),
         (("group_size", "groupsize"), "unknown key 'axes.groupsize'; known: batch, dim, labels, fan_in, group_size"),
+        (("group_size", "groupsize"), "axes.group_size is missing; "),
+        (("passes", "pases"), ": passes is missing; unknown key 'pases'; known: "),
         (("[axes]", "[axes]\nhead_share = [1.0]"), "axes.head_share.0: input should be less than 1, got 1.0"),
         (("[axes]", "[axes]\nhead_share = ['a']"), "axes.head_share.0: input should be a valid number, got 'a'"),
         (("[8, 16]", '["8"]'), "axes.batch.0: input should be a valid integer, got '8'"),
