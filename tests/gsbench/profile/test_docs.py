@@ -21,6 +21,7 @@ def test_a_documented_command_runs(command: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "baselines").symlink_to(ROOT / "results" / "baselines")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a device lock of our own
     written = "profile" in command and "--show" not in command and "--run" not in command
     for run, stand_in in (("results/RUN", "results/baselines/h200/forward"), ("results/mine", "results/baselines/h200")):
         command = command.replace(run, stand_in)
