@@ -176,13 +176,14 @@ def test_clusters_and_tensor_maps(source: str) -> None:
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs sm_90 or newer"
 )
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("captured", [False, True])
-def test_an_early_launch_sees_what_the_kernel_before_wrote(source: str, captured: bool) -> None:
+def test_an_early_launch_sees_what_the_kernel_before_wrote(source: str, captured: bool, beside: bool) -> None:
     x, out = torch.zeros(32, device="cuda"), torch.zeros(4, 32, device="cuda")
 
     def work() -> None:
         for row in out:
-            loaded(source, "slow").launch(1, 32, (x,))
+            loaded(source, "slow").launch(1, 32, (x,), beside=beside)
             loaded(source, "twice").launch(1, 32, (x, row), early=True)
 
     work()

@@ -222,9 +222,10 @@ def test_both_gradients_of_one_launch_repeat_where_that_is_asked_for(batch: int,
 
 
 @pytest.mark.gpu
-def test_blocks_that_take_many_units_each() -> None:
-    """Stages of weights are refilled only once they have been read."""
-    shape = Shape(256, 768, 4104, 192, 64)
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_blocks_that_take_many_units_each(group_size: int) -> None:
+    """Stages of weights are refilled only once they have been read; where weights come to registers, so are those of dY."""
+    shape = Shape(256, 768, 4104, 192, group_size)
     layer = make_layer(CUDA, shape, "bf16", "cuda")
     plan = hopper_backward.plan_for(problem_of(shape, "bf16"), torch.device("cuda"))
     if plan is None:

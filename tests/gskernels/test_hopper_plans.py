@@ -56,10 +56,14 @@ def test_rings_of_grad_input_are_powers_of_two_and_fill_the_room(problem: Proble
     tiles, stages = int(plan.macros["RING_Y"]), int(plan.macros["RING_W"])
     assert tiles in (1, 2, 4)
     assert stages in (1, 2, 4, 8, 16)
-    stage = hopper.stage_bytes(int(plan.macros["G"]), problem.fan_in)
+    stage = hopper.stage_bytes(int(plan.macros["G"]))
     assert plan.shared_bytes == hopper.BARRIERS + problem.dim * 256 + tiles * 64 * 128 + stages * stage
     left = H200.shared_bytes - hopper.RESERVED - plan.shared_bytes
-    assert left < stages * stage or stages == 16
+    if problem.group_size % 64:  # W comes to shared memory too
+        assert left < stages * stage or stages == 16
+    else:
+        assert stage == 0
+        assert left < tiles * 64 * 128 or tiles == 4
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_a_plan_for_both_gradients_fits_and_spills_nothing(problem: Problem) -> 
 @pytest.mark.parametrize(
     ("change", "ring", "deep", "row_blocks"),
     [
-        ({}, 6, 3, 92), ({"labels": 131_072}, 6, 3, 92), ({"group_size": 64}, 8, 2, 100), ({"group_size": 128}, 8, 2, 100),
+        ({}, 6, 3, 92), ({"labels": 131_072}, 6, 3, 92), ({"group_size": 64}, 8, 2, 92), ({"group_size": 128}, 8, 2, 92),
         ({"group_size": 16}, 7, 3, 92), ({"fan_in": 128}, 6, 3, 92), ({"batch": 64}, 12, 3, 82), ({"batch": 1024}, 6, 3, 96),
     ],
 )  # fmt: skip

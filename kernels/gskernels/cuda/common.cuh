@@ -15,6 +15,13 @@ typedef __half fp16;
 
 template <class A, class B> DEVICE constexpr A cdiv(A a, B b) { return (a + b - 1) / b; }
 
+// The number of the multiprocessor that this runs on.
+DEVICE u32 multiprocessor() {
+  u32 v;
+  asm volatile("mov.u32 %0, %smid;" : "=r"(v));
+  return v;
+}
+
 // ---- conversions ----
 
 DEVICE float to_float(float v) { return v; }
@@ -43,6 +50,13 @@ DEVICE void store_once(void* p, uint4 v) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+// 32 bits that no one writes meanwhile, asked for where this stands: the compiler does not move it to where they are used.
+DEVICE u32 load_word(const void* p) {
+  u32 v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 // ---- shared memory ----
 
 DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
@@ -63,6 +77,10 @@ DEVICE void barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %
 DEVICE void load_matrices(u32 (&r)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+// Two of them, transposed; lanes 0 to 15 give addresses.
+DEVICE void load_matrices_transposed(u32& r0, u32& r1, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r0), "=r"(r1) : "r"(at) : "memory");
 }
 DEVICE void load_matrices_transposed(u32 (&r)[4], u32 at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

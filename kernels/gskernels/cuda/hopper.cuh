@@ -18,6 +18,12 @@ DEVICE bool elect() {
 // ---- barriers in shared memory: 8 bytes each ----
 
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }
+// `count` barriers from `at` on, by the first WARPS warps of a block, each its own: for addresses that differ between lanes the compiler makes a
+// loop of all of them.
+template <int WARPS> DEVICE void mbarrier_init_each(u32 at, int count, u32 arrivals, int warp) {
+  for (int i = warp; i < count && warp < WARPS; i += WARPS)
+    if (elect()) mbarrier_init(at + i * 8, arrivals);
+}
 // Makes initialised barriers visible to the copy engine and to the cluster.
 DEVICE void mbarrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Does not wait for loads under way: who gives back what it has read lets `at` depend on what they brought.

@@ -70,6 +70,7 @@ class Kernel:
         self.name, self.binary, self.config, self.device_index = name, binary, config, device_index
         self.resources = binary.kernels[name]
         self._facts: dict[int, dict[str, Any]] = {}
+        self._beside = False
         self._shared_limit = 48 * 1024 - self.resources.shared_bytes  # what a block may have unasked
         _make_current(device_index)
         self._module = _checked(name, "cuModuleLoadData", driver.cuModuleLoadData(binary.cubin))
@@ -77,7 +78,7 @@ class Kernel:
 
     def launch(
         self, grid: Dim, block: Dim, args: Sequence[Argument], shared_bytes: int = 0, cluster: int = 1,
-        cooperative: bool = False, early: bool = False,
+        cooperative: bool = False, early: bool = False, beside: bool = False,
     ) -> None:  # fmt: skip
         """Start it on the current stream of its device, which must be the current device (`tune.device_of`).
 
@@ -89,6 +90,8 @@ class Kernel:
             cooperative: all blocks run at the same time, or it does not start; not with clusters.
             early: it may start while the kernel before it on the stream runs, once that says so (common.cuh: `start_next`),
                 and itself waits for what it reads of it (`wait_for_earlier`); sm_90 and newer, not with `cooperative`.
+            beside: multiprocessors give it no more L1 than blocks with the most shared memory leave, so that such blocks of the
+                next kernel need not wait until its own have ended.
 
         Raises:
             LaunchError: the driver's error.
@@ -96,6 +99,8 @@ class Kernel:
         """
         if shared_bytes > self._shared_limit:
             self._raise_limit(shared_bytes)
+        if beside and not self._beside:
+            self._leave_shared_memory()
         stream = torch._C._cuda_getCurrentRawStream(self.device_index)  # a third of the time of current_stream()
         # Eight bytes an argument, of which the driver reads as many as the kernel declares, and a pointer to each.
         words = (ctypes.c_uint64 * len(args))(*[_word(value) for value in args])
@@ -133,6 +138,11 @@ class Kernel:
         what = f"cuFuncSetAttribute({shared_bytes} bytes of shared memory)"
         _checked(self.name, what, driver.cuFuncSetAttribute(self._function, attribute, shared_bytes))
         self._shared_limit = shared_bytes
+
+    def _leave_shared_memory(self) -> None:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        _checked(self.name, "cuFuncSetAttribute(carveout)", driver.cuFuncSetAttribute(self._function, attribute, 100))
+        self._beside = True
 
     def _start(
         self, grid: Dim, block: Dim, shared_bytes: int, cluster: int, cooperative: bool, early: bool, stream: int, args: int

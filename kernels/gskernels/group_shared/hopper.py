@@ -116,16 +116,16 @@ def tuned_forward(problem: Problem, gpu: Machine, bias: bool) -> tuple[str, list
 
 
 def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
-    """Sums of 64 rows in shared memory; the rest is for tiles of dY, up to four, and, as much again, for stages of W."""
+    """Sums of 64 rows in shared memory; the rest is for tiles of dY, up to four, and, of small groups, as much for W."""
     macros = common_macros(problem, 128 if problem.fan_in == 64 else 64)
     if macros is None or problem.labels % 8:  # the copy engine wants rows of dY that begin on 16 bytes
         return None
-    group = int(macros["G"])
-    tile, stage, sums = TILE * 64 * 2, stage_bytes(group, problem.fan_in), cdiv(problem.dim * 256, 1024) * 1024
+    group, tile, sums = int(macros["G"]), TILE * 64 * 2, cdiv(problem.dim * 256, 1024) * 1024
+    stage = stage_bytes(group)
     room = gpu.shared_bytes - RESERVED - BARRIERS - sums
-    tiles = power_of_two(max(1, min(4, room // (2 * tile))))
-    stages = power_of_two(min(16, (room - tiles * tile) // stage))
-    if stages == 0:
+    tiles = power_of_two(min(4, room // (2 * tile if stage else tile)))
+    stages = power_of_two(min(16, (room - tiles * tile) // stage)) if stage else 1
+    if tiles == 0 or stages == 0:
         return None
     slices = cdiv(problem.batch, 64)
     parts = max(1, min(gpu.processors // slices, cdiv(problem.labels, max(TILE, group))))  # a block takes so many at once
@@ -133,10 +133,9 @@ def grad_input_plan(problem: Problem, gpu: Machine) -> Plan | None:
     return Plan(macros | {"RING_Y": tiles, "RING_W": stages}, GRAD_INPUT_THREADS, shared, slices, slices * parts)
 
 
-def stage_bytes(group: int, fan_in: int) -> int:
-    """Of grad_input: weights of 16 or 32 labels and 64 inputs, and their list; for groups of 16 of two of them."""
-    together = 2 if group < 32 and TILE // group * (fan_in // 64) % 2 == 0 else 1
-    return together * (min(group, 32) * 128 + 128)
+def stage_bytes(group: int) -> int:
+    """Of grad_input: W of two units, of 64 inputs of a group each, and their lists; none where W comes to registers."""
+    return 2 * (group * 128 + 128) if group < TILE else 0
 
 
 def power_of_two(n: int) -> int:
@@ -232,9 +231,9 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     """grad_out [B, L] -> dx [B, D], in an order fixed by the shape and the GPU model."""
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
-    weights = weight_map(layer, problem, min(int(plan.macros["G"]), 32))
+    weights = weight_map(layer, problem, min(int(plan.macros["G"]), TILE))
     partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
-    args = (weights, label_map(grad_out, 64), lists(layer), partial, problem.dim, problem.labels,
+    args = (weights, label_map(grad_out, 64), layer.weight, lists(layer), partial, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input", plan.macros, grad_out.get_device())
     launcher.launch(plan.blocks, plan.threads, args, plan.shared_bytes)

@@ -25,38 +25,59 @@ struct Paced {
   DEVICE int2 at(int tile) const { return whole.at(tile); }
 };
 
-constexpr int CONSUMERS = 4 * 128, THREADS = CONSUMERS + 128;
+constexpr int CONSUMERS = grad_input::ADDERS, THREADS = CONSUMERS + 128;
+static_assert(CONSUMERS == grad_weight::WARPGROUPS * 128);
+
+// Kinds alternate along the grid: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2, and who owns labels needs more of
+// it. Where these come is not quite regular, though, and long runs suffer: then blocks of a kind are drawn, by the multiprocessor's number.
+constexpr bool PLACED = SLICES > 8;
+
+// 0: rows, 1: labels, as the multiprocessor's number would have it, unless all `drawn` of that kind are taken; and which block of its kind.
+DEVICE int choose_kind(u32* drawn, int row_blocks, int label_blocks, int& block) {
+  const int blocks = row_blocks + label_blocks, at = multiprocessor() % blocks;
+  const int wanted = (at + 1) * label_blocks / blocks - at * label_blocks / blocks;
+  block = atomicAdd(drawn + wanted, 1);
+  if (block < (wanted ? label_blocks : row_blocks)) return wanted;
+  block = atomicAdd(drawn + 1 - wanted, 1);
+  return 1 - wanted;
+}
 
 // lead: labels that a kind may be ahead of the other. sums: fp32 [parts][SLICES][dim][64], a part for each block that owns the slice or one for all.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
-                const __grid_constant__ TensorMap outputs, const u16* __restrict__ lists, float* __restrict__ sums, const T* __restrict__ xt,
+hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
+                const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists, float* __restrict__ sums, const T* __restrict__ xt,
                 u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int thread = threadIdx.x, warp = __shfl_sync(~0u, (thread - CONSUMERS) / 32, 0);
-  // Kinds alternate: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2, and who owns labels needs more of it.
-  const int label_blocks = gridDim.x - row_blocks, before = blockIdx.x * label_blocks / gridDim.x;
-  const bool owns_rows = (blockIdx.x + 1) * label_blocks / gridDim.x == before;
-  const int block = owns_rows ? blockIdx.x - before : before;  // of its kind
+  const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
+  const int label_blocks = gridDim.x - row_blocks;
+  int before = blockIdx.x * label_blocks / gridDim.x;  // of those that own labels
+  bool owns_rows = (blockIdx.x + 1) * label_blocks / gridDim.x == before;
+  int block = owns_rows ? blockIdx.x - before : before;  // of its kind
+  if (PLACED) {
+    __shared__ int place[2];
+    if (thread == 0) place[0] = choose_kind(progress + 2, row_blocks, label_blocks, place[1]);
+    __syncthreads();
+    owns_rows = place[0] == 0, block = place[1];
+  }
   const grad_input::Layout rows(shared_address(shared), dim);
   const grad_weight::Layout places{shared_address(shared)};
   // Made anew in each branch: what lives across them takes registers of the loading warps.
   auto tiles = [&] { return grad_input::Work(block / SLICES, row_blocks / SLICES, labels); };
   auto steps = [&] { return grad_weight::Work(block, label_blocks, labels); };
   start_next();  // the sum of the row blocks' parts, once all of this runs: it waits
-  if (owns_rows) rows.init(thread);
-  else if (thread < CONSUMERS) places.init(thread);
+  if (owns_rows) rows.init(warp);
+  else places.init(warp);
   __syncthreads();
   if (thread < CONSUMERS) {
     more_registers<112>();
     if (owns_rows) {
-      grad_input::consume<4>(rows, tiles(), dim, thread);
+      grad_input::consume(rows, tiles(), weights, lists, dim, thread);
       const i64 part = static_cast<i64>(dim) * 64;
       if (SHARED_SUMS) {
         wait_for_earlier();  // which zeroed them
-        grad_input::add_to<4>(rows, sums + block % SLICES * part, dim, block / SLICES * (dim / 32) / (row_blocks / SLICES), thread);
+        grad_input::add_to(rows, sums + block % SLICES * part, dim, block / SLICES * (dim / 32) / (row_blocks / SLICES), thread);
       } else {
-        grad_input::write<4>(rows, sums + block * part, dim, thread);
+        grad_input::write(rows, sums + block * part, dim, thread);
       }
     } else {
       grad_weight::weigh(places, steps(), xt, lists, &outputs);
@@ -65,26 +86,34 @@ hopper_backward(const __grid_constant__ TensorMap weights, const __grid_constant
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      if (warp == 0) grad_input::load_grads<4>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}});
-      else if (warp <= 2) grad_input::load_weights<2>(rows, &weights, lists, work, warp - 1);
-    } else if (warp == 0) {
+      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}});
+      else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) grad_input::load_weights(rows, &map, lists, work);
+    } else if (warp == CONSUMERS / 32) {
       grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});
     }
   }
 }
 
-// Before it: progress [2] = 0; sums [zeros] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch. Blocks are large, so that
-// most multiprocessors are free for row blocks at once.
-extern "C" __global__ void __launch_bounds__(1024)
+// Before it: progress [4] = 0; sums [zeros] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of
+// eight rows. Blocks need no shared memory and few registers, so that those of the other kernel start beside them.
+extern "C" __global__ void __launch_bounds__(128)
 hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, float4* __restrict__ sums, int zeros, int batch, int dim) {
-  __shared__ T squares[4][32][33];
   if (blockIdx.x == 0) {
-    if (threadIdx.x < 2) progress[threadIdx.x] = 0, __threadfence();
+    if (threadIdx.x < 4) progress[threadIdx.x] = 0, __threadfence();
     __syncthreads();
   }
   start_next();  // row blocks do not wait for more
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < zeros / 4; i += gridDim.x * blockDim.x) sums[i] = float4{0, 0, 0, 0};
-  const int mine = threadIdx.x / 256;
-  transpose_square(squares[mine], threadIdx.x % 256, blockIdx.x * 4 + mine, x, xt, batch, dim, SLICES * 64);
+  const int thread = blockIdx.x * blockDim.x + threadIdx.x, d = thread % (dim / 2) * 2, b = thread / (dim / 2) * 8;
+  u32 v[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = b + i < batch ? load_word(x + static_cast<i64>(b + i) * dim + d) : 0;
+  for (int i = thread; i < zeros / 4; i += gridDim.x * blockDim.x) sums[i] = float4{0, 0, 0, 0};
+  if (b >= SLICES * 64) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const u32 which = h ? 0x7632 : 0x5410;
+    *reinterpret_cast<uint4*>(xt + (d + h) * (SLICES * 64) + b) = make_uint4(__byte_perm(v[0], v[1], which), __byte_perm(v[2], v[3], which),
+                                                                            __byte_perm(v[4], v[5], which), __byte_perm(v[6], v[7], which));
+  }
 }
 #endif  // sm_90a

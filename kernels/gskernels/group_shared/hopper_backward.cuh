@@ -36,9 +36,9 @@ struct Layout {
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
   DEVICE u32 piece(int wg, int which) const { return stage(RING) + (wg * 2 + which) * PIECE_BYTES; }
   DEVICE u32 slots(int warp) const { return piece(WARPGROUPS, 0) + warp * (DEEP * SLOT_BYTES); }
-  // By all threads of the block, before a barrier of the block.
-  DEVICE void init(int thread) const {
-    if (thread < RING) mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4 * SHARERS);
+  // By the block's first warps, before a barrier of the block.
+  DEVICE void init(int warp) const {
+    mbarrier_init_each<WARPGROUPS * 4>(full(0), RING, 1, warp), mbarrier_init_each<WARPGROUPS * 4>(empty(0), RING, 4 * SHARERS, warp);
     mbarrier_fence();
   }
 };

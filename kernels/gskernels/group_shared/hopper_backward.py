@@ -28,12 +28,11 @@ SLOT_BYTES = 4 * 64 * ROWS * 2  # a slice of X^T on its way to each of four warp
 DEEPS = (3, 2, 1)  # such slices: the most that leave two stages for each tile
 MOST_RING = 32  # stages, as many as there are barriers
 MOST_SLICES = 16  # of larger batches nothing is measured
-LEAD = 2 << 20  # bytes of dY that blocks of a kind may be ahead of the others
-SQUARES = 4  # of 32 x 32 numbers of X that a block transposes
+LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group and
 # 64 rows. Labels, for 64 inputs of those that a warpgroup multiplies at once: each label, and 64 rows.
-ADD_COSTS = {16: 370, 32: 440, 64: 900, 128: 1800}
+ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1330}
 STORE_COST, WEIGH_COSTS = 3.4, {16: 147, 32: 160, 64: 234}
 
 
@@ -112,18 +111,17 @@ def backward(
     macros = {**plan.macros, "SHARED_SUMS": int(not deterministic)}
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, slices * ROWS)
-    progress = x.new_empty(2, dtype=torch.int32)
+    progress = x.new_empty(4, dtype=torch.int32)  # how far both kinds of blocks are, and how many there are of each
     sums = x.new_empty(plan.row_blocks if deterministic else slices, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
-    weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), 32)), hopper.label_map(grad_out, ROWS)
+    weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), TILE)), hopper.label_map(grad_out, ROWS)
     stages = hopper.label_map(grad_out, ROWS * slices_of_stage(slices))
     outputs = output_map(dw, min(PIECE, int(macros["G"])))
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
     prepared = (x, xt, progress, sums, 0 if deterministic else sums.numel(), batch, dim)
-    kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(
-        cdiv(dim // 32 * 2 * slices, SQUARES), 256 * SQUARES, prepared
-    )
-    args = (weights, grads, stages, outputs, lists, sums, xt, progress, dim, problem.labels, plan.row_blocks,
+    threads = dim // 2 * (slices * ROWS // 8)
+    kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(cdiv(threads, 128), 128, prepared, beside=True)
+    args = (weights, grads, stages, outputs, layer.weight, lists, sums, xt, progress, dim, problem.labels, plan.row_blocks,
             plan.lead)  # fmt: skip
     kernel(SOURCE, "hopper_backward", macros, device).launch(
         plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True

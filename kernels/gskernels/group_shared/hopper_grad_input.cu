@@ -4,27 +4,26 @@
 // Macros: those of hopper_grad_input.cuh.
 #include "hopper_grad_input.cuh"
 
-constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128, THREADS = ADDERS + 128;
+constexpr int THREADS = grad_input::ADDERS + 128;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-hopper_grad_input(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap grads, const u16* __restrict__ lists,
-                  float* __restrict__ partial, int dim, int labels, int slices) {
+hopper_grad_input(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const T* __restrict__ weights,
+                  const u16* __restrict__ lists, float* __restrict__ partial, int dim, int labels, int slices) {
   extern __shared__ __align__(1024) unsigned char shared[];
   using namespace grad_input;
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
   const Layout layout(shared_address(shared), dim);
   const Work work(blockIdx.x / slices, gridDim.x / slices, labels);
-  layout.init(thread);
+  layout.init(warp);
   __syncthreads();
   if (thread < ADDERS) {
     more_registers<112>();
-    consume<WARPGROUPS>(layout, work, dim, thread);
-    write<WARPGROUPS>(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
+    consume(layout, work, weights, lists, dim, thread);
+    write(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
   } else {
     fewer_registers<32>();
-    const int warp = (thread - ADDERS) / 32;
-    if (warp == 0) load_grads<2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
-    else if (warp <= 2) load_weights<2>(layout, &weights, lists, work, warp - 1);
+    if (warp == ADDERS / 32) load_grads<DIRECT ? 0 : 2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
+    else if (!DIRECT && warp == ADDERS / 32 + 1) load_weights(layout, &map, lists, work);
   }
 }
 

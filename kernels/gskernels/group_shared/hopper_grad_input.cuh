@@ -7,12 +7,16 @@
 // at a time, in different halves, while others multiply or wait for memory with their products in registers. The order of
 // every sum is fixed, and as a list holds distinct inputs, no addition needs an atomic.
 //
+// dY comes to shared memory by the copy engine. So does W of small groups. W of large ones comes straight to registers, a turn
+// ahead, by way of L1, which has the lines that the four warps share: all of shared memory beside the sums is left for dY.
+//
 // Inputs are the rows of the product, batch rows its columns. Lane (r, t) of a warp holds four neighbouring sums twice for
 // each of two inputs and half: 16-byte pieces, of which four lanes make 64 bytes of one input. Lanes of even r take the
 // first 64 bytes of their 128 first, those of odd r the second: eight lanes never meet in a bank, whatever the list.
 //
 // Macros: ELEMENT, K (multiple of 64), G (16, 32, 64; 128 if K is 64: labels that are summed before they are added), LIST
-// (labels of a real group, a multiple of G), RING_Y, RING_W (places for tiles of dY and for stages of W, powers of two).
+// (labels of a real group, a multiple of G), RING_Y, RING_W (places for tiles of dY and, where G is below 64, for W of those units
+// that a warpgroup takes at once, powers of two).
 #pragma once
 #include "hopper.cuh"
 
@@ -20,17 +24,18 @@
 namespace grad_input {
 
 constexpr int TILE = 64, ROWS = 64;                       // labels and batch rows of a tile of dY
-constexpr int STAGE = G < 32 ? 16 : 32;                   // labels of a stage of W
 constexpr int GROUP = G < TILE ? G : TILE;                // labels of a tile that are multiplied together
-constexpr int STAGES = GROUP / STAGE, GROUPS = TILE / GROUP, PARTS = K / 64;  // of a group; of a tile; of a list
+constexpr int GROUPS = TILE / GROUP, PARTS = K / 64;      // of a tile; of a list
 constexpr int TILES = G / GROUP;                          // whose products are summed before they are added
 constexpr int UNITS = GROUPS * PARTS;                     // of a tile
-constexpr int TOGETHER = GROUP <= 32 && UNITS % 2 == 0 ? 2 : 1;  // units that a warpgroup takes at once
-constexpr int TILE_BYTES = ROWS * TILE * 2, UNIT_BYTES = STAGE * 128, LIST_BYTES = 128;
-constexpr int LOADED = G < 32 ? TOGETHER : 1, LOADS = TOGETHER / LOADED;  // units of a stage of W; stages for those taken at once
-constexpr int STAGE_BYTES = LOADED * UNIT_BYTES, LISTS_BYTES = LOADED * LIST_BYTES;
-constexpr int MOST = 16;  // places of a ring; no fewer than all warpgroups together wait for
-static_assert(TILES == 1 || PARTS == 1);
+constexpr bool DIRECT = GROUP == TILE;                    // W comes straight to registers
+constexpr int TOGETHER = DIRECT ? 1 : 2;                  // units that a warpgroup takes at once
+constexpr bool ALONE = !DIRECT && UNITS == TOGETHER;      // a tile of dY and W of all its units are waited for at once
+constexpr int TILE_BYTES = ROWS * TILE * 2, UNIT_BYTES = GROUP * 128, LIST_BYTES = 128;
+constexpr int STAGE_BYTES = TOGETHER * UNIT_BYTES, LISTS_BYTES = TOGETHER * LIST_BYTES;
+constexpr int WARPGROUPS = 4, ADDERS = WARPGROUPS * 128;  // that multiply and add
+constexpr int MOST = 16;                                  // places of a ring; no fewer than all warpgroups together wait for
+static_assert(UNITS % TOGETHER == 0 && (TILES == 1 || PARTS == 1));
 
 // Places in shared memory, from `at` (on 1024 bytes) on: barriers, sums, dY, W, lists.
 struct Layout {
@@ -40,19 +45,18 @@ struct Layout {
   DEVICE u32 grads_at(int i) const { return grads + i % RING_Y * TILE_BYTES; }
   DEVICE u32 weights_at(int i) const { return grads + RING_Y * TILE_BYTES + i % RING_W * STAGE_BYTES; }
   DEVICE u32 lists_at(int i) const { return grads + RING_Y * TILE_BYTES + RING_W * STAGE_BYTES + i % RING_W * LISTS_BYTES; }
-  // Barriers of the i-th stage and tile, and their parity. A warpgroup skips what others take, so it could take one passage
+  // Barriers of the i-th stage of W and tile, and their parity. A warpgroup skips what others take, so it could take one passage
   // through a short ring for the next: there are MOST of them, however many places are used.
   DEVICE u32 full(int i) const { return at + i % MOST * 8; }
   DEVICE u32 empty(int i) const { return full(i) + MOST * 8; }
-  DEVICE u32 tile_full(int i) const { return full(i) + MOST * 16; }
+  DEVICE u32 tile_full(int i) const { return full(i) + (ALONE ? 0 : MOST * 16); }
   DEVICE u32 tile_empty(int i) const { return full(i) + MOST * 24; }
   DEVICE static int passage(int i) { return i / MOST & 1; }
-  // By all threads of the block, before a barrier of the block.
-  DEVICE void init(int thread) const {
-    if (thread < MOST) {
-      mbarrier_init(full(thread), 1), mbarrier_init(empty(thread), 4);
-      mbarrier_init(tile_full(thread), 1), mbarrier_init(tile_empty(thread), 4 * UNITS / TOGETHER);
-    }
+  // By the block's first MOST warps, before a barrier of the block.
+  DEVICE void init(int warp) const {
+    mbarrier_init_each<MOST>(full(0), MOST, ALONE ? 2 : 1, warp), mbarrier_init_each<MOST>(empty(0), MOST, 4, warp);
+    if (!ALONE) mbarrier_init_each<MOST>(tile_full(0), MOST, 1, warp);
+    mbarrier_init_each<MOST>(tile_empty(0), MOST, 4 * UNITS / TOGETHER, warp);
     mbarrier_fence();
   }
 };
@@ -78,7 +82,7 @@ struct Whole {
 
 // By one warp: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
 // returns once the copy engine may read it; done(tile) is told, in order, when it has been read and multiplied. All lanes
-// call all three. AHEAD: tiles that are asked into the L2 cache before there is room for them here.
+// call all three. AHEAD: tiles that are asked into L2 before there is room for them here.
 template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, const Source& source) {
   const bool one = elect();
 #pragma unroll 1
@@ -100,20 +104,18 @@ template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const
   }
 }
 
-// By LOADING warps (1 or 2) in turns, of which this is number `turn`: W (boxes of STAGE labels x 64 inputs) and the lists.
-template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work,
-                                                int turn) {
+// By one warp, unless DIRECT: W (boxes of GROUP labels x 64 inputs) and the lists, of the units that a warpgroup takes at once.
+DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __restrict__ lists, const Work& work) {
   const bool one = elect();
-  const int all = work.tiles * UNITS / LOADED * STAGES;
+  const int turns = work.tiles * UNITS / TOGETHER;
 #pragma unroll 1
-  for (int i = turn; i < all; i += LOADING) {
+  for (int i = 0; i < turns; i++) {
     if (i >= RING_W) mbarrier_wait(s.empty(i - RING_W), s.passage(i - RING_W));
     if (one) {
       mbarrier_expect(s.full(i), STAGE_BYTES + LISTS_BYTES);
 #pragma unroll
-      for (int u = 0; u < LOADED; u++) {
-        const int e = i % STAGES, unit = i / STAGES * LOADED + u, k = unit % PARTS * 64;
-        const int label = work.label(unit / UNITS) + unit / PARTS % GROUPS * GROUP + e * STAGE;
+      for (int u = 0; u < TOGETHER; u++) {
+        const int unit = i * TOGETHER + u, k = unit % PARTS * 64, label = work.label(unit / UNITS) + unit % UNITS / PARTS * GROUP;
         const u16* list = lists + min(label, work.labels - 1) / LIST * static_cast<i64>(K) + k;
         tma_load(s.weights_at(i) + u * UNIT_BYTES, map, s.full(i), k, label);
         bulk_load(s.lists_at(i) + u * LIST_BYTES, list, LIST_BYTES, s.full(i));
@@ -122,65 +124,93 @@ template <int LOADING> DEVICE void load_weights(const Layout& s, const TensorMap
   }
 }
 
-// By ADDING whole warpgroups (2 to 4), `thread` 0 the first of theirs: zeroes the sums, adds all units, waits for each
-// other. Barriers FIRST to FIRST + 3 ADDING of the block are theirs.
-template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const Work& work, int dim, int thread) {
-  for (int i = thread; i < dim * 16; i += ADDING * 128) store_sums(s.sums() + i * 16, make_float4(0, 0, 0, 0));
-  barrier(FIRST, ADDING * 128);
+// What a lane holds of W^T for the units that its warpgroup takes at once, and two inputs of each list; two of 16 bits a word.
+struct Operands {
+  u32 a[TOGETHER * TILES][GROUP / 16][4], inputs[TOGETHER];
+};
+
+// DIRECT: asks for the lane's part of a unit. Words are pairs of inputs, those at `place` of 64 the first.
+DEVICE void ask(Operands& to, int unit, u32 place, const T* __restrict__ weights, const u16* __restrict__ lists, const Work& work) {
+  const int k = unit % PARTS * 64, first = work.label(unit / UNITS * TILES);
+  to.inputs[0] = load_word(lists + static_cast<i64>(min(first, work.labels - 1) / LIST) * K + k + place % 64);
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+    const int label = first + tile * TILE, left = work.labels - label - static_cast<int>(place / (2 * K) * 2);
+    const T* from = weights + static_cast<i64>(label) * K + k + place;
+#pragma unroll
+    for (int i = 0; i < GROUP / 4; i++) {
+      const int row = i / 4 * 16 + i % 4 / 2 * 8 + i % 2;
+      to.a[tile][i / 4][i % 4] = 0;
+      if (label + TILE <= work.labels || row < left) to.a[tile][i / 4][i % 4] = load_word(from + row * K);
+    }
+  }
+}
+// Of what it has brought, pairs of labels.
+DEVICE void turn_pairs(Operands& to, const Operands& from) {
+  to.inputs[0] = from.inputs[0];
+#pragma unroll
+  for (int i = 0; i < TILES * (GROUP / 4); i++) {
+    const u32(&w)[4] = from.a[i / (GROUP / 4)][i / 4 % (GROUP / 16)];
+    to.a[i / (GROUP / 4)][i / 4 % (GROUP / 16)][i % 4] = __byte_perm(w[i & 2], w[i % 4 | 1], i % 2 ? 0x7632 : 0x5410);
+  }
+}
+
+// Else: reads stage i of W and of lists, and gives it back. `nothing` is 0, which the compiler must not know.
+DEVICE void take(Operands& to, const Layout& s, int i, int warp, int lane, u32 nothing) {
+  // Row lane % 8 of matrix lane / 8: labels 0 to 7 or 8 to 15 of 16, inputs 0 to 7 or 8 to 15 of the warp's 16.
+  const u32 matrix = s.weights_at(i) + (lane / 16 * 8 + lane % 8) * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
+  // Columns of a matrix whose rows are the halves of the warp's 16 inputs, again and again: a lane has numbers r and 8 + r; of both lists.
+  const u32 halves = s.lists_at(i) + lane / 8 % 2 * LIST_BYTES + (2 * warp + lane % 2) * 16;
+  mbarrier_wait(s.full(i), s.passage(i));
+  load_matrices_transposed(to.inputs[0], to.inputs[TOGETHER - 1], halves);
+  u32 read = to.inputs[0] | to.inputs[TOGETHER - 1];
+#pragma unroll
+  for (int u = 0; u < TOGETHER; u++)
+#pragma unroll
+    for (int j = 0; j < GROUP / 16; j++) {
+      load_matrices_transposed(to.a[u][j], matrix + u * UNIT_BYTES + j * 2048);
+      read |= to.a[u][j][0];
+    }
+  __syncwarp();
+  if (lane == 0) mbarrier_arrive(s.empty(i) + (read & nothing));
+}
+
+// By ADDERS threads, `thread` 0 the first: zeroes the sums, adds all units, waits for each other. Barriers 1 to 1 + 3 WARPGROUPS of the
+// block are theirs.
+DEVICE void consume(const Layout& s, const Work& work, const T* __restrict__ weights, const u16* __restrict__ lists, int dim, int thread) {
   const int number = __shfl_sync(~0u, thread / 32, 0), wg = number / 4, warp = number % 4;  // known to be the same for all lanes
   const int lane = thread % 32, r = lane / 4, t = lane % 4;
   const bool odd = r & 1;
-  const u32 own = s.sums() + odd * 64 + t * 16;
-  // Row lane % 8 of matrix lane / 8: labels 0 to 7 or 8 to 15 of 16, inputs 0 to 7 or 8 to 15 of the warp's 16.
-  const u32 matrix = (lane / 16 * 8 + lane % 8) * 128 + ((2 * warp + lane / 8 % 2) ^ (lane % 8)) * 16;
+  const u32 own = s.sums() + odd * 64 + t * 16, place = t * (2 * K) + warp * 16 + r * 2, nothing = dim % 64;
   const int units = work.tiles / TILES * UNITS;
   // Barriers of both halves, and one of this warpgroup alone.
-  const int mine = FIRST + 1 + wg * 3, before = FIRST + 1 + (wg + ADDING - 1) % ADDING * 3;
-  const u32 nothing = dim % 64;  // 0, but who knows
-  for (int unit = wg * TOGETHER; unit < units; unit += ADDING * TOGETHER) {
-    const int turn = unit / TOGETHER;
+  const int mine = 2 + wg * 3, before = 2 + (wg + WARPGROUPS - 1) % WARPGROUPS * 3;
+  Operands now, next;  // DIRECT: of the turn to come, a few hundred cycles
+  if (DIRECT && wg < units) ask(next, wg, place, weights, lists, work);
+  for (int i = thread; i < dim * 16; i += ADDERS) store_sums(s.sums() + i * 16, make_float4(0, 0, 0, 0));
+  barrier(1, ADDERS);
+#pragma unroll 1
+  for (int unit = wg * TOGETHER; unit < units; unit += WARPGROUPS * TOGETHER) {
     float products[TOGETHER][ROWS / 2];
-    u32 inputs[TOGETHER];  // two of 16 bits
+    if (DIRECT) turn_pairs(now, next);
+    else take(now, s, unit / TOGETHER, warp, lane, nothing);
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-      u32 a[TOGETHER][GROUP / 16][4];
-      const int first = (turn * TILES + tile) * STAGES * LOADS, of = unit / UNITS * TILES + tile;
-#pragma unroll
-      for (int e = 0; e < STAGES * LOADS; e++) {
-        const int stage = first + e;
-        mbarrier_wait(s.full(stage), s.passage(stage));
-        u32 read = 0;  // of what was read of the stage
-#pragma unroll
-        for (int v = 0; v < LOADED; v++) {
-          const int u = LOADS == 1 ? v : e, part = LOADS == 1 ? e : 0;
-          if (tile == 0 && part == 0) {
-            const u32 list = s.lists_at(stage) + v * LIST_BYTES + (16 * warp + r) * 2;
-            inputs[u] = __byte_perm(load_index(list), load_index(list + 16), 0x5410);
-            read |= inputs[u];
-          }
-#pragma unroll
-          for (int j = 0; j < STAGE / 16; j++) {
-            u32 (&to)[4] = a[u][part * (STAGE / 16) + j];
-            load_matrices_transposed(to, s.weights_at(stage) + v * UNIT_BYTES + j * 2048 + matrix);
-            read |= to[0];
-          }
-        }
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(s.empty(stage) + (read & nothing));
-      }
-      mbarrier_wait(s.tile_full(of), s.passage(of));
+      const int of = unit / UNITS * TILES + tile;
+      if (!ALONE) mbarrier_wait(s.tile_full(of), s.passage(of));
       wgmma_fence();
 #pragma unroll
       for (int u = 0; u < TOGETHER; u++)
 #pragma unroll
         for (int j = 0; j < GROUP / 16; j++) {
           const u32 from = s.grads_at(of) + (unit % UNITS + u) / PARTS * (GROUP * 2) + j * 32;
-          Wgmma<T, ROWS, 0>::rs(products[u], a[u][j], wgmma_matrix(from, 16, 1024, 1), j + tile > 0);
+          Wgmma<T, ROWS, 0>::rs(products[u], now.a[u + tile][j], wgmma_matrix(from, 16, 1024, 1), j + tile > 0);
         }
       wgmma_commit();
       wgmma_wait<0>();
       if (lane == 0) mbarrier_arrive(s.tile_empty(of));
     }
+    if (DIRECT && unit + WARPGROUPS < units) ask(next, unit + WARPGROUPS, place, weights, lists, work);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
 #pragma unroll
@@ -195,7 +225,7 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
           }
         if (u == 0 && unit > 0) barrier(before + half, 256);
         if (u > 0 && PARTS % TOGETHER) barrier(mine + 2, 128);  // else both are of one group, whose inputs are distinct
-        const u32 at[2] = {own + (inputs[u] & 0xffff) * 256, own + (inputs[u] >> 16) * 256};
+        const u32 at[2] = {own + (now.inputs[u] & 0xffff) * 256, own + (now.inputs[u] >> 16) * 256};
         float4 sum[2][2];
 #pragma unroll
         for (int c = 0; c < 2; c++)
@@ -213,23 +243,23 @@ template <int ADDING, int FIRST = 1> DEVICE void consume(const Layout& s, const 
       if (unit + TOGETHER < units) barrier_arrive(mine + half, 256);
     }
   }
-  barrier(FIRST, ADDING * 128);
+  barrier(1, ADDERS);
 }
 
 // By the same threads: the sums to [dim][64].
-template <int ADDING> DEVICE void write(const Layout& s, float* __restrict__ to, int dim, int thread) {
+DEVICE void write(const Layout& s, float* __restrict__ to, int dim, int thread) {
 #pragma unroll 4
-  for (int i = thread; i < dim * 16; i += ADDING * 128) __stcg(reinterpret_cast<float4*>(to) + i, load_sums(s.sums() + i * 16));
+  for (int i = thread; i < dim * 16; i += ADDERS) __stcg(reinterpret_cast<float4*>(to) + i, load_sums(s.sums() + i * 16));
 }
 
 // By the same threads: adds the sums to those at [dim][64] in memory, by the copy engine, in pieces of 32 inputs from the `first`-th on, and ends
 // once they are there. In which order several blocks do is up to the memory.
-template <int ADDING> DEVICE void add_to(const Layout& s, float* __restrict__ to, int dim, int first, int thread) {
+DEVICE void add_to(const Layout& s, float* __restrict__ to, int dim, int first, int thread) {
   const int pieces = dim / 32;
   fence_async();
-  barrier(1, ADDING * 128);
+  barrier(1, ADDERS);
   if (!elect()) return;
-  for (int i = thread / 32; i < pieces; i += ADDING * 4) {
+  for (int i = thread / 32; i < pieces; i += WARPGROUPS * 4) {
     const int piece = (first + i) % pieces;
     bulk_add(to + piece * 2048, s.sums() + piece * 8192, 8192);
   }

@@ -22,11 +22,6 @@ DEVICE uint2 load_pair(const void* p) {
   asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
-DEVICE u32 load_word(const void* p) {
-  u32 v;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
-  return v;
-}
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 hopper_grad_weight(const T* __restrict__ x, const T* __restrict__ dy, const u16* __restrict__ lists, T* __restrict__ dw, int batch,
