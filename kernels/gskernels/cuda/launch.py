@@ -90,8 +90,8 @@ class Kernel:
             cooperative: all blocks run at the same time, or it does not start; not with clusters.
             early: it may start while the kernel before it on the stream runs, once that says so (common.cuh: `start_next`),
                 and itself waits for what it reads of it (`wait_for_earlier`); sm_90 and newer, not with `cooperative`.
-            beside: multiprocessors give it no more L1 than blocks with the most shared memory leave, so that such blocks of the
-                next kernel need not wait until its own have ended.
+            beside: multiprocessors give it no more L1 than blocks with the most shared memory leave, so that such blocks of
+                the next kernel need not wait until its own have ended.
 
         Raises:
             LaunchError: the driver's error.

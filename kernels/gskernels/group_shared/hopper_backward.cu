@@ -21,7 +21,6 @@ struct Paced {
     pace.wait(whole.work.label(tile));
     if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, whole.work.tiles - tile));
   }
-  DEVICE void done(int) const {}
   DEVICE int2 at(int tile) const { return whole.at(tile); }
 };
 
@@ -45,8 +44,8 @@ DEVICE int choose_kind(u32* drawn, int row_blocks, int label_blocks, int& block)
 // lead: labels that a kind may be ahead of the other. sums: fp32 [parts][SLICES][dim][64], a part for each block that owns the slice or one for all.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
-                const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists, float* __restrict__ sums, const T* __restrict__ xt,
-                u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
+                const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists,
+                float* __restrict__ sums, const T* __restrict__ xt, u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
   const int label_blocks = gridDim.x - row_blocks;
@@ -86,7 +85,8 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, Paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}});
+      const Paced paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}};
+      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, paced);  // who owns labels asks dY into L2 as well
       else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) grad_input::load_weights(rows, &map, lists, work);
     } else if (warp == CONSUMERS / 32) {
       grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});

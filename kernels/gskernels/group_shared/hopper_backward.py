@@ -31,8 +31,10 @@ MOST_SLICES = 16  # of larger batches nothing is measured
 LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group and
-# 64 rows. Labels, for 64 inputs of those that a warpgroup multiplies at once: each label, and 64 rows.
+# 64 rows, and where the ring of dY is deep. Labels, for 64 inputs of those that a warpgroup multiplies at once: each label,
+# and 64 rows.
 ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1330}
+DEEP_ADD_COSTS = {**ADD_COSTS, 32: 400}
 STORE_COST, WEIGH_COSTS = 3.4, {16: 147, 32: 160, 64: 234}
 
 
@@ -58,7 +60,7 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     if rows is None or rows.slices > MOST_SLICES:
         return None
     group = int(rows.macros["G"])
-    weighers, row_blocks = label_macros(rows.slices, group, problem.fan_in, gpu), _row_blocks(rows.slices, group, gpu)
+    weighers, row_blocks = label_macros(rows.slices, group, problem.fan_in, gpu), _row_blocks(rows, group, gpu)
     if weighers is None or row_blocks == 0:
         return None
     macros, shared, tiles = weighers
@@ -86,10 +88,11 @@ def slices_of_stage(slices: int) -> int:
     return 1 if slices % 2 else 2
 
 
-def _row_blocks(slices: int, group: int, gpu: Machine) -> int:
+def _row_blocks(rows: hopper.Plan, group: int, gpu: Machine) -> int:
     """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
-    unit = min(group, TILE)
-    adding, weighing = slices * ADD_COSTS[group] / group, STORE_COST + slices * WEIGH_COSTS[unit] / unit
+    slices, unit = rows.slices, min(group, TILE)
+    costs = DEEP_ADD_COSTS if rows.macros["RING_Y"] == 4 else ADD_COSTS
+    adding, weighing = slices * costs[group] / group, STORE_COST + slices * WEIGH_COSTS[unit] / unit
     shares = range(slices, gpu.processors, slices)
     return min(shares, key=lambda n: max(adding / n, weighing / (gpu.processors - n)), default=0)
 

@@ -76,27 +76,22 @@ struct Whole {
   const Work& work;
   int row;
   DEVICE void ready(int) const {}
-  DEVICE void done(int) const {}
   DEVICE int2 at(int tile) const { return make_int2(work.label(tile), row); }
 };
 
 // By one warp: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
-// returns once the copy engine may read it; done(tile) is told, in order, when it has been read and multiplied. All lanes
-// call all three. AHEAD: tiles that are asked into L2 before there is room for them here.
+// returns once the copy engine may read it. All lanes call both. AHEAD: tiles that are asked into L2 before there is room for them here.
 template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, const Source& source) {
   const bool one = elect();
 #pragma unroll 1
-  for (int i = 0; i < work.tiles + RING_Y; i++) {
+  for (int i = 0; i < work.tiles; i++) {
     if (AHEAD && i + AHEAD < work.tiles && one) {
       const int2 at = source.at(i + AHEAD);
       tma_prefetch(map, at.x, at.y);
     }
-    if (i < work.tiles) source.ready(i);
-    if (i >= RING_Y) {
-      mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
-      source.done(i - RING_Y);
-    }
-    if (i < work.tiles && one) {
+    source.ready(i);
+    if (i >= RING_Y) mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
+    if (one) {
       const int2 at = source.at(i);
       mbarrier_expect(s.tile_full(i), TILE_BYTES);
       tma_load(s.grads_at(i), map, s.tile_full(i), at.x, at.y);
