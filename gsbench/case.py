@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from gsbench import passes
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 Mode = Literal["cold", "hot", "graph", "host"]
 MODES: tuple[str, ...] = ("cold", "hot", "graph", "host")

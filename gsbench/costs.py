@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 
 from gsbench.passes import PASSES
-from gskernels.table import Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import Implementation
 
 ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, GROW, SCORE, STEP, TOPK, Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, GROW, SCORE, STEP, TOPK, Implementation
 
 # Outputs sliced by label (by group: score); the others are made of all labels.
 LABEL_AXIS = {"y": 1, "dw": 0, "weight": 0, "d_head": 0, "head": 0, "score": 0}

@@ -13,7 +13,8 @@ from gsbench.costs import Cost, cost
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.passes import PASSES
 from gsbench.suite import Suite
-from gskernels.table import Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import Implementation
 
 MAX_CASES = 20_000
 

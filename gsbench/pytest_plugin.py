@@ -71,7 +71,7 @@ class GpuBenchmark:
         from gsbench.case import Case, Point
         from gsbench.implementations import all_implementations
         from gsbench.passes import PASSES
-        from gskernels.table import Shape
+        from gskernels.shape import Shape
 
         self._claim()
         known = {i.name: i for i in all_implementations()}

@@ -10,7 +10,8 @@ from gsbench import plan as planning
 from gsbench.case import AXES, Case, Point
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.suite import PATTERNS, Suite, validate
-from gskernels.table import BACKWARD, FLOATS, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FLOATS, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Implementation
 
 DEFAULT_POINT = Shape(batch=256, dim=768, labels=655_360, fan_in=64, group_size=32)
 _KEYS = (*AXES, "dtype", "pattern")

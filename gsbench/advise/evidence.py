@@ -21,7 +21,8 @@ from gsbench.errors import NothingMeasured, UserError
 from gsbench.frame import device_name, latest, part
 from gsbench.record import Record
 from gsbench.store import RunData
-from gskernels.table import Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import Implementation
 
 NEAR = 2.0  # doublings, summed over the axes, beyond which no record speaks for a case
 _RIDGE = 0.01  # of the slopes: where records differ on one axis only, the others' slopes are zero

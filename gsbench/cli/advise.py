@@ -44,7 +44,8 @@ def advise(
     from gsbench.case import Point
     from gsbench.frame import read_runs
     from gsbench.implementations import all_implementations
-    from gskernels.table import FLOATS, Shape
+    from gskernels.shape import Shape
+    from gskernels.table import FLOATS
 
     if batch is None or dim is None or labels is None:
         missing = [name for name, value in (("--batch", batch), ("--dim", dim), ("--labels", labels)) if value is None]

@@ -12,7 +12,8 @@ from gsbench.measure import verify
 from gsbench.measure.block import diagnose
 from gsbench.measure.operands import Operands, bind
 from gsbench.passes import PASSES
-from gskernels.table import Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import Implementation
 
 SHAPES = (
     Shape(64, 256, 4096, 32, 32),  # everything divides

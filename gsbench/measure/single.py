@@ -22,7 +22,7 @@ from gsbench.measure.worker import take_device
 from gsbench.record import Record, Timing
 from gsbench.store import Sample
 from gsbench.suite import TimingSettings
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 _NAMELESS = Point(Shape(1, 1, 1, 1, 1), "uniform", "fp32")  # of a call that is no case
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gsbench.case import AXES, Point
 from gsbench.report.ratios import Comparison
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 CATEGORIES = ("pattern", "dtype", "head_share")
 SYMBOLS = {"batch": "B", "dim": "D", "labels": "L", "fan_in": "K", "group_size": "G"}

@@ -31,7 +31,7 @@ from gsbench.report.sweeps import (
     short,
     varying,
 )  # fmt: skip
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 MOST_POINTS = 12  # points off every axis that are drawn
 DODGE = 0.6  # of the distance between two named points, over which their implementations spread

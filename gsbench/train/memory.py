@@ -11,7 +11,7 @@ import torch
 
 from gsbench.train import config
 from gskernels.chunked import CHUNK_BYTES
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 _LOGITS = {"fp32": 4, "bf16": 2}
 

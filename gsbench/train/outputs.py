@@ -19,8 +19,8 @@ from gskernels.loss import binary_cross_entropy, squared_hinge
 from gskernels.optim import stochastic_round
 from gskernels.positives import Positives
 from gskernels.ranking import MOST, topk
+from gskernels.shape import Shape
 from gskernels.steps import Targets
-from gskernels.table import Shape
 
 _LOSSES = {"cross_entropy": binary_cross_entropy, "squared_hinge": squared_hinge}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gskernels.positives import Positives
     from gskernels.ranking import topk
     from gskernels.rewire import Rewirer, Schedule
+    from gskernels.shape import Shape
     from gskernels.steps import Outcome, Targets, step
-    from gskernels.table import IMPLEMENTATIONS, Implementation, Shape
+    from gskernels.table import IMPLEMENTATIONS, Implementation
     from gskernels.topology import GroupTopology
 
 _HOMES = {
@@ -45,7 +46,7 @@ _HOMES = {
     "Schedule": "gskernels.rewire",
     "IMPLEMENTATIONS": "gskernels.table",
     "Implementation": "gskernels.table",
-    "Shape": "gskernels.table",
+    "Shape": "gskernels.shape",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gskernels import dense, tune
+from gskernels import dense, pointwise
 from gskernels.layer import Layer
 from gskernels.loss import gradient_in_place
 from gskernels.positives import Positives
@@ -161,7 +161,7 @@ class _Loss:
 
     def __init__(self, x: Tensor, targets: Targets, labels: int) -> None:
         self._targets, self._labels = targets, labels
-        self._kernels = tune.pointwise(x.device.type)
+        self._kernels = pointwise.kernels(x.device.type)
         if self._kernels is not None:
             self._total = self._kernels.new_losses(x)
             self._lists = targets.positives.by_group(ALIGN, -(-labels // ALIGN))

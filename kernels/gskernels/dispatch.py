@@ -25,7 +25,8 @@ from torch import Tensor
 from gskernels import choices, tune
 from gskernels.choices import Config
 from gskernels.layer import Layer
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, IMPLEMENTATIONS, Implementation, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, IMPLEMENTATIONS, Implementation, find
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 NAMED = {name: dtype for dtype, name in DTYPES.items()}

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from gskernels.dispatch import DTYPES, backward_of, choose, implementation_for
 from gskernels.layer import Layer
 from gskernels.ops import check_operands, layer_of, without_autocast
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 from gskernels.topology import GroupTopology
 
 PIECE_BYTES = 32 << 20  # half of a large card's level-2 cache, and enough work for each launch

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gskernels import tune
+from gskernels import pointwise
 from gskernels.positives import Positives, check_lists, check_tensors
 
 # CPU: 1 to 4 MiB measured best (B = 64, L = 100,000, 2 cores), 32 MiB twice as slow; CUDA: half of a large card's
@@ -78,7 +78,7 @@ def gradient_in_place(
 
     loss: one of `LOSSES`; weight: [L] fp32. Operands are not looked at.
     """
-    kernels = tune.pointwise(logits.device.type)
+    kernels = pointwise.kernels(logits.device.type)
     if kernels is not None and logits.stride(1) == 1:
         losses: Tensor = kernels.new_losses(logits)
         lists = positives.by_group(kernels.COLUMNS, -(-logits.shape[1] // kernels.COLUMNS))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gskernels.table import Shape, Workspace
+from gskernels.shape import Shape, Workspace
 
 PIECE = 32 << 20  # bytes of labels that go at once, as `gskernels.head_tail.PIECE_BYTES`
 CHUNK = 1 << 24  # numbers that a rule looks at in one go, as `gskernels.rewire.growth.CHUNK`

@@ -21,7 +21,8 @@ from gskernels.dispatch import PREFERENCE as PREFERENCE
 from gskernels.dispatch import backward_of, choose, implementation_for
 from gskernels.dispatch import explain as explain
 from gskernels.layer import Layer
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 from gskernels.topology import GroupTopology
 
 _memos: WeakIdKeyDictionary = WeakIdKeyDictionary()  # index tensor -> (its version, what was derived from it)

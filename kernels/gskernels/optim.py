@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gskernels import tune
+from gskernels import pointwise
 
 UPDATES = ("nearest", "stochastic", "kahan")
 PIECE = 1 << 22  # weights in fp32 at once: 16 MiB
@@ -126,7 +126,7 @@ class Update:
 
         first: numbers of the parameter before weight's first, where `weight` is a part of its rows.
         """
-        kernels = tune.pointwise(weight.device.type)
+        kernels = pointwise.kernels(weight.device.type)
         if kernels is not None and weight.is_contiguous():
             buffers = (self.momentum_buffer if self.momentum else None, self.compensation)
             rates = (self.lr, self.momentum, self.weight_decay)

@@ -30,7 +30,8 @@ from gskernels.loss import LOSSES, gradient_in_place
 from gskernels.ops import DTYPES, PREFERENCE, without_autocast
 from gskernels.optim import Update
 from gskernels.positives import Positives, check_lists, check_tensors
-from gskernels.table import IMPLEMENTATIONS, STEP, TOPK, Implementation, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS, STEP, TOPK, Implementation, find
 
 Updates = Mapping[str, Update]  # by the name of the parameter in Layer: one of PARAMETERS
 PARAMETERS = ("weight", "bias", "down", "head")

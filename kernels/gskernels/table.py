@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
 from gskernels import models
 from gskernels.routes import aligned_rows, chunk_labels, takes_dense
+from gskernels.shape import Limit, Shape, Workspace
 
 FORWARD, GRAD_INPUT, GRAD_WEIGHT, BACKWARD = "forward", "grad_input", "grad_weight", "backward"
 STEP, TOPK = "step", "topk"
@@ -37,38 +38,6 @@ USES = {STEP: (FORWARD, BACKWARD), TOPK: (FORWARD,)}  # where a module has none 
 RULE_PASSES = (SCORE, GROW)  # of a rewiring
 FLOATS = ("fp32", "fp16", "bf16")
 Layout = Literal["dense", "bottleneck", "masked", "sparse", "head_tail", "rules"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One point of the sweep axes: B, D, L, K, G, and the share of the labels in a dense head."""
-
-    batch: int
-    dim: int
-    labels: int
-    fan_in: int
-    group_size: int
-    head_share: float = 0.0
-
-    @property
-    def head(self) -> int:
-        """H, the labels of the head; only head-tail layers have one."""
-        return round(self.head_share * self.labels)
-
-    @property
-    def tail(self) -> Shape:
-        """Of the layer over the other labels."""
-        return replace(self, labels=self.labels - self.head, head_share=0.0)
-
-    @property
-    def bottleneck_rank(self) -> int:
-        """r of the FLOPs-matched bottleneck D -> r -> L: r (D + L) = K L, to the nearest multiple of 8."""
-        exact = self.fan_in * self.labels / (self.dim + self.labels)
-        return max(8, round(exact / 8) * 8)
-
-
-Limit = Callable[[Shape, str, str, str], str | None]
-Workspace = Callable[[Shape, str, int], int]
 
 
 def no_limit(shape: Shape, pass_: str, dtype: str, device: str) -> str | None:

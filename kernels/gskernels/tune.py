@@ -27,11 +27,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -209,14 +207,6 @@ def forget() -> None:
     global _disk_read
     _chosen.clear()
     _disk_read = False
-
-
-@functools.cache
-def pointwise(device_type: str) -> ModuleType | None:
-    """`gskernels.pointwise_triton` where its kernels can run: on a GPU, with Triton installed."""
-    if device_type != "cuda" or importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module("gskernels.pointwise_triton")
 
 
 # ---- launching --------------------------------------------------------------------------------------------------

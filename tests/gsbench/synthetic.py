@@ -10,7 +10,8 @@ from typing import Any
 
 from gsbench.case import Case, Point
 from gsbench.record import Record, Timing
-from gskernels.table import IMPLEMENTATIONS, Shape
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS
 
 DEFAULT = Shape(batch=256, dim=768, labels=131072, fan_in=32, group_size=64)
 AXES: dict[str, list[int]] = {

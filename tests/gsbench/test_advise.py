@@ -18,7 +18,8 @@ from gsbench.case import Point
 from gsbench.cli import app
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.frame import read_runs
-from gskernels.table import IMPLEMENTATIONS, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS, find
 from tests.gsbench.synthetic import failed, point, star, timed, write
 
 GROUPED, DENSE, NARROW = "group_shared/triton", "dense/torch", "bottleneck/torch"

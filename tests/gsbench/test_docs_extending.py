@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from gsbench.cli import app
 from gskernels.layer import Layer
-from gskernels.table import Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import Implementation
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 

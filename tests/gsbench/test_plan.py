@@ -13,7 +13,8 @@ from gsbench import costs, plan
 from gsbench.case import Case, Point
 from gsbench.errors import NothingMeasured, UserError
 from gsbench.suite import load_suite, validate
-from gskernels.table import IMPLEMENTATIONS, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS, find
 
 
 def suite(**changes):

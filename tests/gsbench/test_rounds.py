@@ -12,7 +12,7 @@ from gsbench.measure import rounds
 from gsbench.measure.nvml import POWER_CAP, Monitor, Window
 from gsbench.measure.rounds import Series, take_rounds
 from gsbench.suite import TimingSettings
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 POINT = Point(Shape(1, 8, 8, 2, 2), "uniform", "fp32")
 QUICK = {"warmup_s": 0.0, "min_samples": 20, "budget_s": 60.0, "precision": 0.01}

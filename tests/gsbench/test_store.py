@@ -13,7 +13,7 @@ from gsbench.errors import UserError
 from gsbench.record import SCHEMA, Record
 from gsbench.stats import summarise
 from gsbench.store import RunWriter, find_runs, read_run, read_samples
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 MANIFEST = {"schema": SCHEMA, "run": "r", "suite": {}, "environment": {}}
 

@@ -26,7 +26,8 @@ from gsbench.measure import tuning as measuring
 from gsbench.measure.tuning import Duel, Skipped
 from gsbench.suite import load_suite
 from gskernels import choices, dispatch, tune
-from gskernels.table import FORWARD, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import FORWARD, find
 from gskernels.trials import Trial
 
 H200 = dispatch.Gpu("NVIDIA H200", (9, 0), 132, 227 * 1024)

@@ -9,7 +9,8 @@ from gsbench.case import Point
 from gsbench.measure import verify
 from gsbench.measure.operands import Operands, bind
 from gsbench.passes import PASSES
-from gskernels.table import Shape, find
+from gskernels.shape import Shape
+from gskernels.table import find
 
 SHAPE = Shape(16, 64, 1000, 8, 16)
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from gsbench.case import Point
 from gsbench.measure import verify
 from gsbench.measure.operands import Operands, bind
 from gsbench.passes import DROPPED
-from gskernels.table import IMPLEMENTATIONS, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS, find
 
 SHAPE = Shape(16, 64, 500, 8, 16, head_share=0.1)  # 450 labels of the tail: a ragged last group
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_implementations import make_layer
 
-from gskernels.table import Shape, find
+from gskernels.shape import Shape
+from gskernels.table import find
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (Linux)")
 

@@ -12,7 +12,8 @@ pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (
 from gskernels import dispatch, ops
 from gskernels.dispatch import CUDA, TORCH, TRITON, Choice, Gpu, pick
 from gskernels.layer import Layer
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT
 from gskernels.topology import GroupTopology
 
 H200 = Gpu("NVIDIA H200", (9, 0), 132, 227 * 1024)

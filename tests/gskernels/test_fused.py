@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from gskernels import BottleneckLinear, GroupSharedLinear, HeadTailLinear
 from gskernels.loss import binary_cross_entropy, squared_hinge
 from gskernels.optim import SGD, Update
+from gskernels.shape import Shape
 from gskernels.steps import Targets
-from gskernels.table import Shape
 from tests.gskernels.streams import beside_and_captured
 from tests.gskernels.test_step import draw_targets
 

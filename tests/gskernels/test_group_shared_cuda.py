@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gskernels import oracle
 from gskernels.layer import Layer
-from gskernels.table import FLOATS, LINEAR_PASSES, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import FLOATS, LINEAR_PASSES, find
 from gskernels.topology import GroupTopology, index_dtype
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (Linux)")

@@ -12,7 +12,8 @@ pytest.importorskip("cuda.bindings", reason="needs cuda-core and cuda-bindings (
 from gskernels.cuda import jit
 from gskernels.group_shared import hopper, hopper_backward
 from gskernels.group_shared.problem import Problem
-from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, Shape, find
+from gskernels.shape import Shape
+from gskernels.table import BACKWARD, FORWARD, GRAD_INPUT, GRAD_WEIGHT, find
 
 H200 = hopper.Machine(processors=132, shared_bytes=227 * 1024)
 DEFAULT = Problem(256, 768, 655_360, 64, 32, torch.bfloat16)

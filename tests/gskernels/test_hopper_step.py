@@ -17,8 +17,9 @@ from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.optim import UPDATES, Update
 from gskernels.positives import Positives
+from gskernels.shape import Shape
 from gskernels.steps import Targets, step
-from gskernels.table import Shape, find
+from gskernels.table import find
 from tests.gskernels.streams import beside_and_captured
 from tests.gskernels.test_implementations import make_layer
 from tests.gskernels.test_step import (

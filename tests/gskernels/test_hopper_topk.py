@@ -18,7 +18,8 @@ from gskernels.group_shared.portable import Machine
 from gskernels.group_shared.problem import Problem
 from gskernels.layer import Layer
 from gskernels.ranking import topk
-from gskernels.table import Shape, find
+from gskernels.shape import Shape
+from gskernels.table import find
 from gskernels.topology import GroupTopology
 from tests.gskernels.streams import beside_and_captured
 from tests.gskernels.test_implementations import DTYPES, make_layer

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gskernels import oracle
 from gskernels.layer import Layer
-from gskernels.table import ALL_PASSES, FLOATS, IMPLEMENTATIONS, LINEAR_PASSES, RULE_PASSES, Implementation, Shape
+from gskernels.shape import Shape
+from gskernels.table import ALL_PASSES, FLOATS, IMPLEMENTATIONS, LINEAR_PASSES, RULE_PASSES, Implementation
 from gskernels.topology import GroupTopology
 
 # B, D, L, K, G. Small on purpose: what differs between implementations is the edges, and chunking is tested below.

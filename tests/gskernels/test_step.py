@@ -14,8 +14,9 @@ from gskernels import chunked, oracle
 from gskernels.layer import Layer
 from gskernels.optim import UPDATES, Update
 from gskernels.positives import Positives
+from gskernels.shape import Shape
 from gskernels.steps import PARAMETERS, Targets, step
-from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, Shape, find
+from gskernels.table import IMPLEMENTATIONS, STEP, Implementation, find
 from tests.gskernels.test_implementations import DTYPES, SHAPES, TOLERANCE, fitting, make_layer
 
 # Small on purpose, as there: an odd shape, the edges of a tile, an empty batch, a single label.

@@ -13,8 +13,8 @@ from gskernels.layer import Layer
 from gskernels.nn.parameters import Device, dense_layer, fill_uniform, zero_bias
 from gskernels.positives import Positives
 from gskernels.ranking import topk
+from gskernels.shape import Shape
 from gskernels.steps import Targets, Updates
-from gskernels.table import Shape
 
 
 class BottleneckLinear(nn.Module):

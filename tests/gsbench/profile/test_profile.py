@@ -20,7 +20,8 @@ from gsbench.profile.collect import Job
 from gsbench.profile.model import Profile
 from gsbench.store import read_run
 from gsbench.suite import load_suite
-from gskernels.table import IMPLEMENTATIONS, Shape
+from gskernels.shape import Shape
+from gskernels.table import IMPLEMENTATIONS
 from tests.gsbench.profile.samples import HOPPER, MARKER, gpu_trace, ncu_log
 from tests.gsbench.synthetic import failed, timed, write
 

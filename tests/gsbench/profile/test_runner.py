@@ -14,7 +14,7 @@ import torch
 from gsbench.case import Case, Point
 from gsbench.measure.nvml import Monitor
 from gsbench.profile import runner
-from gskernels.table import Shape
+from gskernels.shape import Shape
 
 TINY = Point(Shape(4, 64, 96, 16, 32), "uniform", "fp32")
 CASE = Case("dense/torch", "forward", TINY, "cold", "cpu")
