@@ -60,6 +60,9 @@ DEVICE u32 load_word(const void* p) {
 // ---- shared memory ----
 
 DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+DEVICE void shared_store(u32 at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 
 // 16 bytes from global memory, in the background; with bytes = 0 it writes zeros and reads nothing.
 DEVICE void copy_async(u32 to, const void* from, u32 bytes = 16) {
@@ -119,12 +122,12 @@ GS_MMA(fp16, "f16")
 
 // ---- between rows of the batch and rows of inputs ----
 
-// out[d, b] = x[b, d] for b < batch, zero for batch <= b < stride: the `number`-th square of 32 x 32, by 256 threads of a block, all of which do
-// as much; nothing for a number beyond the last. x [batch, dim], out [dim, stride]
-template <class E> DEVICE void transpose_square(E (&square)[32][33], int thread, u32 number, const E* __restrict__ x, E* __restrict__ out, int batch,
-                                                int dim, int stride) {
+// out[d, b] = x[b, d] for b < batch, zero for batch <= b < stride: the `number`-th square of 32 x 32, by 256 threads.
+// x [batch, dim], out [dim, stride]
+template <class E> DEVICE void transpose_square(u32 number, const E* __restrict__ x, E* __restrict__ out, int batch, int dim, int stride) {
+  __shared__ E square[32][33];
   const int across = cdiv(dim, 32), d0 = number % across * 32, b0 = number / across * 32;
-  const int column = thread % 32, first = thread / 32;
+  const int column = threadIdx.x % 32, first = threadIdx.x / 32;
   for (int row = first; row < 32; row += 8) {
     const bool inside = b0 + row < batch && d0 + column < dim;
     square[row][column] = inside ? x[static_cast<i64>(b0 + row) * dim + d0 + column] : from_float<E>(0.f);

@@ -6,13 +6,20 @@
 typedef ELEMENT T;
 #endif
 
+// Of two neighbouring numbers of each of eight rows, those of the first or of the second, in a row.
+DEVICE uint4 eight_of(const u32 (&rows)[8], bool second) {
+  const u32 which = second ? 0x7632 : 0x5410;
+  return make_uint4(__byte_perm(rows[0], rows[1], which), __byte_perm(rows[2], rows[3], which), __byte_perm(rows[4], rows[5], which),
+                    __byte_perm(rows[6], rows[7], which));
+}
+
 // 64 rows of X [batch, dim] from `first` on, transposed: [dim][64] with the 16-byte pieces of input d turned by d mod 8. By
 // the first WARPS warps of the block; all loads of AT_ONCE tasks of a warp are on their way before the first is waited for.
 // dim is a multiple of 64; zero beyond the batch.
 template <int WARPS, int AT_ONCE> DEVICE void load_slice(u32 to, const T* __restrict__ x, int first, int batch, int dim) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tasks = dim / 8;
   // Eight lanes that write together take even and odd inputs, four each, so that they meet all banks.
-  const u32 odd = lane >> 2 & 1, low = odd ? 0x7632 : 0x5410, high = odd ? 0x5410 : 0x7632;
+  const u32 odd = lane >> 2 & 1;
   for (int task = warp; task < tasks; task += WARPS * AT_ONCE) {
     u32 v[AT_ONCE][8];  // 8 rows of 2 inputs become 2 inputs of 8 rows
 #pragma unroll
@@ -27,12 +34,8 @@ template <int WARPS, int AT_ONCE> DEVICE void load_slice(u32 to, const T* __rest
       const int mine = task + n * WARPS, piece = mine % 8;
       if (mine >= tasks) break;
       const u32 d = mine / 8 * 64 + lane * 2 + odd, other = d ^ 1;
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + d * 128 + ((piece ^ (d & 7)) << 4)),
-                   "r"(__byte_perm(v[n][0], v[n][1], low)), "r"(__byte_perm(v[n][2], v[n][3], low)),
-                   "r"(__byte_perm(v[n][4], v[n][5], low)), "r"(__byte_perm(v[n][6], v[n][7], low)) : "memory");
-      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to + other * 128 + ((piece ^ (other & 7)) << 4)),
-                   "r"(__byte_perm(v[n][0], v[n][1], high)), "r"(__byte_perm(v[n][2], v[n][3], high)),
-                   "r"(__byte_perm(v[n][4], v[n][5], high)), "r"(__byte_perm(v[n][6], v[n][7], high)) : "memory");
+      shared_store(to + d * 128 + ((piece ^ (d & 7)) << 4), eight_of(v[n], odd));
+      shared_store(to + other * 128 + ((piece ^ (other & 7)) << 4), eight_of(v[n], !odd));
     }
   }
 }

@@ -11,19 +11,7 @@
 #include "hopper_grad_input.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// As grad_input::Whole, at a pace.
-struct Paced {
-  grad_input::Whole whole;
-  grad_weight::Pace pace;
-  static constexpr int OFTEN = 4;  // tiles
-  DEVICE void ready(int tile) const {
-    if (tile % OFTEN) return;
-    pace.wait(whole.work.label(tile));
-    if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, whole.work.tiles - tile));
-  }
-  DEVICE int2 at(int tile) const { return whole.at(tile); }
-};
-
+constexpr int OFTEN = 4;  // tiles of rows between two looks at how far the others are
 constexpr int CONSUMERS = grad_input::ADDERS, THREADS = CONSUMERS + 128;
 static_assert(CONSUMERS == grad_weight::WARPGROUPS * 128);
 
@@ -85,8 +73,13 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      const Paced paced{{work, block % SLICES * 64}, {progress, progress + 1, 1u, lead}};
-      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, paced);  // who owns labels asks dY into L2 as well
+      const grad_weight::Pace pace(progress, progress + 1, 1, lead);
+      auto at_a_pace = [&](int tile) {
+        if (tile % OFTEN) return;
+        pace.wait(work.label(tile));
+        if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, work.tiles - tile));
+      };
+      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, block % SLICES * 64, at_a_pace);  // labels' loads ask it into L2
       else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) grad_input::load_weights(rows, &map, lists, work);
     } else if (warp == CONSUMERS / 32) {
       grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});
@@ -109,11 +102,7 @@ hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __rest
   for (int i = 0; i < 8; i++) v[i] = b + i < batch ? load_word(x + static_cast<i64>(b + i) * dim + d) : 0;
   for (int i = thread; i < zeros / 4; i += gridDim.x * blockDim.x) sums[i] = float4{0, 0, 0, 0};
   if (b >= SLICES * 64) return;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const u32 which = h ? 0x7632 : 0x5410;
-    *reinterpret_cast<uint4*>(xt + (d + h) * (SLICES * 64) + b) = make_uint4(__byte_perm(v[0], v[1], which), __byte_perm(v[2], v[3], which),
-                                                                            __byte_perm(v[4], v[5], which), __byte_perm(v[6], v[7], which));
-  }
+  T* const to = xt + d * (SLICES * 64) + b;
+  *reinterpret_cast<uint4*>(to) = eight_of(v, false), *reinterpret_cast<uint4*>(to + SLICES * 64) = eight_of(v, true);
 }
 #endif  // sm_90a

@@ -22,7 +22,7 @@ hopper_grad_input(const __grid_constant__ TensorMap map, const __grid_constant__
     write(layout, partial + static_cast<i64>(blockIdx.x) * dim * 64, dim, thread);
   } else {
     fewer_registers<32>();
-    if (warp == ADDERS / 32) load_grads<DIRECT ? 0 : 2>(layout, &grads, work, Whole{work, static_cast<int>(blockIdx.x) % slices * 64});
+    if (warp == ADDERS / 32) load_grads<DIRECT ? 0 : 2>(layout, &grads, work, static_cast<int>(blockIdx.x) % slices * 64, [](int) {});
     else if (!DIRECT && warp == ADDERS / 32 + 1) load_weights(layout, &map, lists, work);
   }
 }

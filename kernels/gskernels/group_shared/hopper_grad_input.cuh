@@ -1,4 +1,4 @@
-// The parts of grad_input on Hopper, for kernels that give them warps and say where dY comes from.
+// The parts of grad_input on Hopper, for kernels that give them warps and say how soon dY may be read.
 //
 // A block owns 64 batch rows and a sequence of tiles of 64 labels. dX^T of its rows stays in shared memory, fp32
 // [dim][64]. A unit is 64 inputs of one group: `consume` multiplies W^T [64 x GROUP] by dY^T [GROUP x 64] and adds the
@@ -71,30 +71,19 @@ struct Work {
   DEVICE int label(int tile) const { return (tile / TILES * parts + part) * (TILE * TILES) + tile % TILES * TILE; }
 };
 
-// dY is [rows, labels], the block's rows begin at `row`; nobody to wait for, nobody to tell.
-struct Whole {
-  const Work& work;
-  int row;
-  DEVICE void ready(int) const {}
-  DEVICE int2 at(int tile) const { return make_int2(work.label(tile), row); }
-};
-
-// By one warp: dY. Source: at(tile) is where in `map` (boxes of 64 x 64) the block's tile of that number begins; ready(tile)
-// returns once the copy engine may read it. All lanes call both. AHEAD: tiles that are asked into L2 before there is room for them here.
-template <int AHEAD, class Source> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, const Source& source) {
+// By one warp: dY (boxes of 64 x 64), of which the block's rows begin at `row`. ready(tile) returns once the copy engine may read that tile; all
+// lanes call it. AHEAD: tiles that are asked into L2 before there is room for them here.
+template <int AHEAD, class Ready> DEVICE void load_grads(const Layout& s, const TensorMap* map, const Work& work, int row, const Ready& ready) {
   const bool one = elect();
 #pragma unroll 1
   for (int i = 0; i < work.tiles; i++) {
-    if (AHEAD && i + AHEAD < work.tiles && one) {
-      const int2 at = source.at(i + AHEAD);
-      tma_prefetch(map, at.x, at.y);
-    }
-    source.ready(i);
+    if (AHEAD && i + AHEAD < work.tiles && one) tma_prefetch(map, work.label(i + AHEAD), row);
+    ready(i);
     if (i >= RING_Y) mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
     if (one) {
-      const int2 at = source.at(i);
+      const int label = work.label(i);
       mbarrier_expect(s.tile_full(i), TILE_BYTES);
-      tma_load(s.grads_at(i), map, s.tile_full(i), at.x, at.y);
+      tma_load(s.grads_at(i), map, s.tile_full(i), label, row);
     }
   }
 }

@@ -87,8 +87,7 @@ hopper_step_prepare(const T* __restrict__ x, T* __restrict__ xt, const INDEX* __
                     u32* __restrict__ heads, int4* __restrict__ links, int batch, int dim, int stride) {
   const int squares = cdiv(dim, 32) * cdiv(stride, 32), column = threadIdx.x % 32, first = threadIdx.x / 32;
   if (static_cast<int>(blockIdx.x) < squares) {
-    __shared__ T square[32][33];
-    transpose_square(square, threadIdx.x, blockIdx.x, x, xt, batch, dim, stride);
+    transpose_square(blockIdx.x, x, xt, batch, dim, stride);
   } else {
     wait_for_earlier();
     const int row = (blockIdx.x - squares) * 8 + first;

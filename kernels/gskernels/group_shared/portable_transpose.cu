@@ -6,8 +6,7 @@ typedef ELEMENT Element;
 // As `transpose_square` has it, a square a block.
 extern "C" __global__ void __launch_bounds__(256)
 portable_transpose(const Element* __restrict__ x, Element* __restrict__ out, int batch, int dim, int stride) {
-  __shared__ Element square[32][33];
-  transpose_square(square, threadIdx.x, blockIdx.x, x, out, batch, dim, stride);
+  transpose_square(blockIdx.x, x, out, batch, dim, stride);
 }
 
 // out[b, d] = the sum over p = 0, 1, ... of sums[p, d, b], in that order.  sums [count, dim, stride], out [batch, dim]
