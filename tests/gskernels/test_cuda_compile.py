@@ -55,7 +55,7 @@ SOURCES: tuple[Source, ...] = (
             "RING_W": (2,)}, HOPPER),
     *(Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
              {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
-              "SLICES": (slices,), "DEEP": (deep,), "RING": (8,), "SHARED_SUMS": (slices % 2,)}, HOPPER)
+              "SLICES": (slices,), "DEEP": (deep,), "RING": (8,)}, HOPPER)
       for slices, deep in ((1, 3), (2, 1), (3, 2))),
     # test_hopper_step.py compiles what its plans ask for.
     Source("group_shared/hopper_step.cu", ("hopper_step", "hopper_step_clear", "hopper_step_prepare", "hopper_step_finish"),

@@ -207,19 +207,14 @@ def test_ordered_sums_repeat(group_size: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("batch", "group_size"), [(64, 32), (200, 16), (256, 32), (256, 64)])
-def test_both_gradients_of_one_launch_repeat_where_that_is_asked_for(batch: int, group_size: int) -> None:
-    """dw always, dx if deterministic; else its last bits differ."""
+def test_both_gradients_of_one_launch_repeat(batch: int, group_size: int) -> None:
     shape = Shape(batch, 768, 50_008, 64, group_size)
     layer, (x, dy) = make_layer(CUDA, shape, "bf16", "cuda"), activations(shape, "bf16")
     if hopper_backward.plan_for(Problem.of(batch, layer), x.device) is None:
         pytest.skip("needs Hopper")
-    first = cuda.backward(dy, x, layer, deterministic=True)
+    first = cuda.backward(dy, x, layer)
     for _ in range(5):
-        assert all(map(torch.equal, first, cuda.backward(dy, x, layer, deterministic=True)))
-        dx, dw = cuda.backward(dy, x, layer)
-        assert torch.equal(dw, first[1])
-        assert float((dx.float() - first[0].float()).norm()) <= 1e-3 * float(first[0].float().norm())
-        assert float((dx.float() - first[0].float()).abs().max()) <= 2**-7 * float(first[0].float().abs().max())
+        assert all(map(torch.equal, first, cuda.backward(dy, x, layer)))
 
 
 @pytest.mark.gpu

@@ -3,8 +3,8 @@
 Per group g with inputs I_g: Y_g = X[:, I_g] W_g^T;  dW_g = dY_g^T X[:, I_g];  dX[:, I_g] += dY_g W_g.
 A pass runs on the kernels for Hopper (`hopper`) where these support the problem, else on those for sm_80 and newer
 (`portable`), which take every shape. Sums are taken in fp32; fp32 operands are multiplied in fp32, never in tf32.
-`grad_input` (but on Hopper) and `backward` may reach dX by additions in memory, whose order, and so the last bits, differ
-from run to run; `deterministic=True` sums in an order fixed by the shape and the GPU model instead.
+Hopper's kernels sum gradients in an order fixed by the shape and the GPU model. The others may reach dX by additions in
+memory, whose order, and so the last bits, differ from run to run, unless `deterministic=True`.
 
 Operands that are not contiguous, or do not begin on 16 bytes, are copied. Nothing waits for the GPU, so all passes can
 be captured in a CUDA graph once they have run.
@@ -93,7 +93,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, *, deterministic: bool =
     with tune.device_of(x):
         plan = hopper_backward.plan_for(problem, x.device)
         if plan is not None:
-            return hopper_backward.backward(grad_out, x, layer, problem, plan, deterministic)
+            return hopper_backward.backward(grad_out, x, layer, problem, plan)
         if deterministic or hopper.supports(problem, BACKWARD, x.device):
             return grad_input(grad_out, layer, deterministic=deterministic), grad_weight(grad_out, x, layer)
         dx, dw = portable.gradients(grad_out, x, layer, problem, with_input=True)

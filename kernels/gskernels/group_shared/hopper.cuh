@@ -6,6 +6,10 @@
 typedef ELEMENT T;
 #endif
 
+// Where blocks are of two kinds, these alternate along the grid: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2,
+// and who owns labels needs more of it. Of the first `places` blocks, those that own labels, as `label_blocks` of all `blocks` do.
+DEVICE u32 owners_before(u32 places, u32 label_blocks, u32 blocks) { return places * label_blocks / blocks; }
+
 // Of two neighbouring numbers of each of eight rows, those of the first or of the second, in a row.
 DEVICE uint4 eight_of(const u32 (&rows)[8], bool second) {
   const u32 which = second ? 0x7632 : 0x5410;

@@ -3,10 +3,10 @@
 // The two sums want different things on chip: dX^T 64 batch rows of all inputs, dW the whole batch of few labels. So blocks are of two
 // kinds, one a multiprocessor: `row_blocks` own batch rows (hopper_grad_input.cuh), the others own labels (hopper_backward.cuh). Both walk
 // the labels in the same order, so that what one kind reads of dY the other finds in L2. That they advance alike is a matter of how
-// many there are of each; who is ahead looks again before it goes on. dW is summed in a fixed order.
+// many there are of each; who is ahead looks again before it goes on. Both are summed in a fixed order: blocks that own rows leave
+// their parts of dX in memory, which hopper_grad_input_sum adds.
 //
-// Macros: those of the two headers, SHARED_SUMS (1: blocks that own the same rows add their parts of dX to the same sums in memory, in any order;
-// 0: each leaves its part, and who adds these does so in a fixed order).
+// Macros: those of the two headers.
 #include "hopper_backward.cuh"
 #include "hopper_grad_input.cuh"
 
@@ -15,21 +15,20 @@ constexpr int OFTEN = 4;  // tiles of rows between two looks at how far the othe
 constexpr int CONSUMERS = grad_input::ADDERS, THREADS = CONSUMERS + 128;
 static_assert(CONSUMERS == grad_weight::WARPGROUPS * 128);
 
-// Kinds alternate along the grid: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2, and who owns labels needs more of
-// it. Where these come is not quite regular, though, and long runs suffer: then blocks of a kind are drawn, by the multiprocessor's number.
+// Where the blocks of a grid come is not quite regular, and long runs suffer: then blocks of a kind are drawn, by the multiprocessor's number.
 constexpr bool PLACED = SLICES > 8;
 
 // 0: rows, 1: labels, as the multiprocessor's number would have it, unless all `drawn` of that kind are taken; and which block of its kind.
 DEVICE int choose_kind(u32* drawn, int row_blocks, int label_blocks, int& block) {
   const int blocks = row_blocks + label_blocks, at = multiprocessor() % blocks;
-  const int wanted = (at + 1) * label_blocks / blocks - at * label_blocks / blocks;
+  const int wanted = owners_before(at + 1, label_blocks, blocks) - owners_before(at, label_blocks, blocks);
   block = atomicAdd(drawn + wanted, 1);
   if (block < (wanted ? label_blocks : row_blocks)) return wanted;
   block = atomicAdd(drawn + 1 - wanted, 1);
   return 1 - wanted;
 }
 
-// lead: labels that a kind may be ahead of the other. sums: fp32 [parts][SLICES][dim][64], a part for each block that owns the slice or one for all.
+// lead: labels that a kind may be ahead of the other. sums: fp32 [row_blocks][dim][64].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
                 const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists,
@@ -37,8 +36,8 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
   const int label_blocks = gridDim.x - row_blocks;
-  int before = blockIdx.x * label_blocks / gridDim.x;  // of those that own labels
-  bool owns_rows = (blockIdx.x + 1) * label_blocks / gridDim.x == before;
+  const u32 before = owners_before(blockIdx.x, label_blocks, gridDim.x);
+  bool owns_rows = owners_before(blockIdx.x + 1, label_blocks, gridDim.x) == before;
   int block = owns_rows ? blockIdx.x - before : before;  // of its kind
   if (PLACED) {
     __shared__ int place[2];
@@ -59,15 +58,9 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     more_registers<112>();
     if (owns_rows) {
       grad_input::consume(rows, tiles(), weights, lists, dim, thread);
-      const i64 part = static_cast<i64>(dim) * 64;
-      if (SHARED_SUMS) {
-        wait_for_earlier();  // which zeroed them
-        grad_input::add_to(rows, sums + block % SLICES * part, dim, block / SLICES * (dim / 32) / (row_blocks / SLICES), thread);
-      } else {
-        grad_input::write(rows, sums + block * part, dim, thread);
-      }
+      grad_input::write(rows, sums + static_cast<i64>(block) * dim * 64, dim, thread);
     } else {
-      grad_weight::weigh(places, steps(), xt, lists, &outputs);
+      grad_weight::weigh(places, steps(), xt, lists);
     }
   } else {
     fewer_registers<32>();
@@ -83,14 +76,16 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
       else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) grad_input::load_weights(rows, &map, lists, work);
     } else if (warp == CONSUMERS / 32) {
       grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});
+    } else if (warp == CONSUMERS / 32 + 1) {
+      grad_weight::store(places, steps(), &outputs);
     }
   }
 }
 
-// Before it: progress [4] = 0; sums [zeros] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of
-// eight rows. Blocks need no shared memory and few registers, so that those of the other kernel start beside them.
+// Before it: progress [4] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of eight rows.
+// Blocks need no shared memory and few registers, so that those of the other kernel start beside them.
 extern "C" __global__ void __launch_bounds__(128)
-hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, float4* __restrict__ sums, int zeros, int batch, int dim) {
+hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int batch, int dim) {
   if (blockIdx.x == 0) {
     if (threadIdx.x < 4) progress[threadIdx.x] = 0, __threadfence();
     __syncthreads();
@@ -100,7 +95,6 @@ hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __rest
   u32 v[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = b + i < batch ? load_word(x + static_cast<i64>(b + i) * dim + d) : 0;
-  for (int i = thread; i < zeros / 4; i += gridDim.x * blockDim.x) sums[i] = float4{0, 0, 0, 0};
   if (b >= SLICES * 64) return;
   T* const to = xt + d * (SLICES * 64) + b;
   *reinterpret_cast<uint4*>(to) = eight_of(v, false), *reinterpret_cast<uint4*>(to + SLICES * 64) = eight_of(v, true);

@@ -5,7 +5,7 @@
 // at a time. dY comes by the copy engine, tiles of [ROWS][64 labels] in a ring of stages that all warpgroups with jobs of that tile
 // read. X^T comes from a copy in L2 by cp.async, a slice of 64 batch rows of an input, 128 bytes, at a time, to a ring of DEEP slices
 // in shared memory: a warp its own 16 inputs, which it alone reads. No sums leave the warpgroup, whose dW leaves by the copy
-// engine: no barrier between warpgroups but for the ring of dY.
+// engine, which a warp of its own asks: the fence before that waits for what its threads have on their way, X^T too.
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
 // batch rows), DEEP (slices of X^T), RING (stages, a multiple of TILES).
@@ -33,12 +33,16 @@ struct Layout {
   u32 at;
   DEVICE u32 full(int stage) const { return at + stage * 8; }
   DEVICE u32 empty(int stage) const { return at + 256 + stage * 8; }
+  DEVICE u32 left(int wg, int which) const { return at + 512 + (wg * 2 + which) * 8; }  // a piece is there
+  DEVICE u32 taken(int wg, int which) const { return left(wg, which) + 64; }            // and has been read
   DEVICE u32 stage(int i) const { return at + 1024 + i * STAGE_BYTES; }
   DEVICE u32 piece(int wg, int which) const { return stage(RING) + (wg * 2 + which) * PIECE_BYTES; }
   DEVICE u32 slots(int warp) const { return piece(WARPGROUPS, 0) + warp * (DEEP * SLOT_BYTES); }
   // By the block's first warps, before a barrier of the block.
   DEVICE void init(int warp) const {
     mbarrier_init_each<WARPGROUPS * 4>(full(0), RING, 1, warp), mbarrier_init_each<WARPGROUPS * 4>(empty(0), RING, 4 * SHARERS, warp);
+    mbarrier_init_each<WARPGROUPS * 4>(left(0, 0), WARPGROUPS * 2, 4, warp);
+    mbarrier_init_each<WARPGROUPS * 4>(taken(0, 0), WARPGROUPS * 2, 1, warp);
     mbarrier_fence();
   }
 };
@@ -100,9 +104,37 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
   }
 }
 
-// By the block's first WARPGROUPS warpgroups. xt: [dim][SLICES][64], ready once the previous kernel is over. outputs: dW in boxes of PIECE
-// labels x 64 inputs. Barriers 2 to 5 are theirs.
-DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists, const TensorMap* outputs) {
+// By one warp: dW, as `weigh` leaves it. outputs: boxes of PIECE labels x 64 inputs.
+DEVICE void store(const Layout& s, const Work& work, const TensorMap* outputs) {
+  const bool one = elect();
+  int which = 0, parity = 0;
+  u32 before = 0;  // who waits for the piece before
+#pragma unroll 1
+  for (int step = work.block; step < work.steps; step += work.blocks)
+#pragma unroll 1
+    for (int round = 0; round < ROUNDS; round++)
+#pragma unroll 1
+      for (int first = 0; first < UNIT; first += PIECE) {
+#pragma unroll 1
+        for (int wg = 0; wg < WARPGROUPS; wg++) {
+          const int job = round * SHARERS + wg % SHARERS, label = work.label(step, wg / SHARERS) + job / PARTS * UNIT + first;
+          mbarrier_wait(s.left(wg, which), parity);
+          fence_async();
+          if (one) {
+            if (job < JOBS) tma_store(outputs, s.piece(wg, which), job % PARTS * 64, label);
+            bulk_commit();
+            bulk_wait_read<1>();
+            if (before) mbarrier_arrive(before);
+          }
+          before = s.taken(wg, which);
+        }
+        if ((which ^= 1) == 0) parity ^= 1;
+      }
+  if (one) bulk_wait<0>();
+}
+
+// By the block's first WARPGROUPS warpgroups. xt: [dim][SLICES][64], ready once the previous kernel is over.
+DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int tile = wg / SHARERS;
   auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
@@ -135,22 +167,19 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
 #pragma unroll
   for (int i = 0; i < DEEP; i++) ask(i % SLICES);
 
-  int stage = tile, parity = 0, which = 0;
+  int stage = tile, parity = 0, which = 0, free_parity = 1;
   float d[UNIT / 2];
-  const bool one = elect() && warp == 0;
-  // PIECE labels of dW, by the copy engine. Of two places one is free: before the barrier, the copy before has been read.
-  auto put = [&](const float* v, int job, int label) {
+  // PIECE labels of dW, for `store`.
+  auto put = [&](const float* v) {
+    mbarrier_wait(s.taken(wg, which), free_parity);
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
-    const u32 piece = s.piece(wg, which), at = piece + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
+    const u32 at = s.piece(wg, which) + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
 #pragma unroll
     for (int i = 0; i < PIECE / 16; i++, v += 8)
       store_matrices_transposed(at + i * 2048, pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7]));
-    fence_async();
-    if (one) bulk_wait_read<0>();
-    barrier(2 + wg, 128);
-    if (one && job < JOBS) tma_store(outputs, piece, job % PARTS * 64, label);
-    if (one) bulk_commit();
-    which ^= 1;
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(s.left(wg, which));
+    if ((which ^= 1) == 0) free_parity ^= 1;
   };
   // The operands of a stage. One is read while the last products of the stage before run.
   u32 a[TOGETHER][4][4];
@@ -165,11 +194,8 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
 #pragma unroll
   for (int n = 0; n < TOGETHER; n++) load(a[n], n);
 #pragma unroll 1
-  for (int round = 0;; round++) {
-    const int step = work.step(round / ROUNDS);
-    if (step >= work.steps) break;
-    const int job = job_of(round);
-    const u32 offset = min(job, JOBS - 1) / PARTS * (UNIT * 2);
+  for (int round = 0; work.step(round / ROUNDS) < work.steps; round++) {
+    const u32 offset = min(job_of(round), JOBS - 1) / PARTS * (UNIT * 2);
 #pragma unroll
     for (int i = 0; i < SLICES; i += TOGETHER) {
       mbarrier_wait(s.full(stage), parity);
@@ -187,12 +213,10 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
       if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
       load(a[TOGETHER - 1], (i + 2 * TOGETHER - 1) % SLICES);
     }
-    const int label = work.label(step, tile) + job / PARTS * UNIT;
 #pragma unroll
-    for (int i = 0; i < UNIT / PIECE; i++) put(d + i * (PIECE / 2), job, label + i * PIECE);
+    for (int i = 0; i < UNIT / PIECE; i++) put(d + i * (PIECE / 2));
   }
   copy_wait<0>();
-  if (one) bulk_wait<0>();
 }
 
 }  // namespace grad_weight

@@ -1,7 +1,7 @@
 """The launcher of hopper_backward.cu: both gradients from one launch, whose blocks own either batch rows or labels.
 
 A plan is a pure function of the problem and of what the GPU offers, as in `hopper`; None where the kernel does not take
-the problem. dW is summed in an order fixed by both, dX where that is asked for.
+the problem. The order of all sums is fixed by both.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
         return None
     macros, shared, tiles = weighers
     return Plan(
-        {**rows.macros, **macros, "SHARED_SUMS": 1}, max(rows.shared_bytes, shared), rows.slices,
+        {**rows.macros, **macros}, max(rows.shared_bytes, shared), rows.slices,
         min(row_blocks, cdiv(problem.labels, max(TILE, group)) * rows.slices),
         min(gpu.processors - row_blocks, cdiv(problem.labels, TILE * tiles)), LEAD // (rows.slices * 128),
     )  # fmt: skip
@@ -104,24 +104,20 @@ def plan_for(problem: Problem, device: torch.device) -> Plan | None:
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan, deterministic: bool = False
+    grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan
 ) -> tuple[Tensor, Tensor]:
-    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes.
-
-    deterministic: dx is summed in an order fixed by the shape and the GPU model; dw is in any case.
-    """
-    device, dim, batch, slices = x.get_device(), problem.dim, problem.batch, plan.slices
-    macros = {**plan.macros, "SHARED_SUMS": int(not deterministic)}
+    """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
+    device, dim, batch, slices, macros = x.get_device(), problem.dim, problem.batch, plan.slices, plan.macros
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, slices * ROWS)
     progress = x.new_empty(4, dtype=torch.int32)  # how far both kinds of blocks are, and how many there are of each
-    sums = x.new_empty(plan.row_blocks if deterministic else slices, dim, ROWS, dtype=torch.float32)
+    sums = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), TILE)), hopper.label_map(grad_out, ROWS)
     stages = hopper.label_map(grad_out, ROWS * slices_of_stage(slices))
     outputs = output_map(dw, min(PIECE, int(macros["G"])))
     # From here on nothing else may be launched: each of these waits for the one before only where it needs it.
-    prepared = (x, xt, progress, sums, 0 if deterministic else sums.numel(), batch, dim)
+    prepared = (x, xt, progress, batch, dim)
     threads = dim // 2 * (slices * ROWS // 8)
     kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(cdiv(threads, 128), 128, prepared, beside=True)
     args = (weights, grads, stages, outputs, layer.weight, lists, sums, xt, progress, dim, problem.labels, plan.row_blocks,

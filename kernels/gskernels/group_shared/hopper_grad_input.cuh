@@ -236,20 +236,5 @@ DEVICE void write(const Layout& s, float* __restrict__ to, int dim, int thread) 
   for (int i = thread; i < dim * 16; i += ADDERS) __stcg(reinterpret_cast<float4*>(to) + i, load_sums(s.sums() + i * 16));
 }
 
-// By the same threads: adds the sums to those at [dim][64] in memory, by the copy engine, in pieces of 32 inputs from the `first`-th on, and ends
-// once they are there. In which order several blocks do is up to the memory.
-DEVICE void add_to(const Layout& s, float* __restrict__ to, int dim, int first, int thread) {
-  const int pieces = dim / 32;
-  fence_async();
-  barrier(1, ADDERS);
-  if (!elect()) return;
-  for (int i = thread / 32; i < pieces; i += WARPGROUPS * 4) {
-    const int piece = (first + i) % pieces;
-    bulk_add(to + piece * 2048, s.sums() + piece * 8192, 8192);
-  }
-  bulk_commit();
-  bulk_wait<0>();
-}
-
 }  // namespace grad_input
 #endif  // sm_90a

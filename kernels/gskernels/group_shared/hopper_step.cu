@@ -26,12 +26,18 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
                      batch, dim, labels, row_blocks, input_stages, slots};
   if (threadIdx.x == 0) barriers[63] = 0;  // a count, of either kind of block
   start_next();  // what adds up waits for the end
-  if (static_cast<int>(blockIdx.x) < input_blocks) {
+  const u32 output_blocks = gridDim.x - input_blocks, before = owners_before(blockIdx.x, output_blocks, gridDim.x);
+  const bool owns_labels = owners_before(blockIdx.x + 1, output_blocks, gridDim.x) != before;
+  const int number = owns_labels ? before : blockIdx.x - before;  // of its kind
+  if (!owns_labels) {
     const int slices = row_blocks * SLICES;
     const u32 stages = base + ((dim * 256 + 1023) & ~1023), full = bars, empty = bars + 8 * PASSAGES, count = bars + 8 * 63;
     const Inputs inputs = {step, base, stages, stages + input_stages * TAKEN_BYTES, full, empty, count,
-                           static_cast<int>(blockIdx.x) % slices, static_cast<int>(blockIdx.x) / slices, input_blocks / slices, units};
-    if (threadIdx.x < PASSAGES) mbarrier_init(full + 8 * threadIdx.x, 1), mbarrier_init(empty + 8 * threadIdx.x, 4);
+                           number % slices, number / slices, input_blocks / slices, units};
+    if (warp == 0 && elect()) {
+#pragma unroll
+      for (int i = 0; i < PASSAGES; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4);
+    }
     mbarrier_fence();
     for (int i = threadIdx.x; i < dim * 16; i += THREADS) reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
     __syncthreads();
@@ -41,7 +47,7 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
     } else if (warp < CONSUMERS + 4) {
       fewer_registers<40>();
       if (warp == CONSUMERS) inputs.watch(lane);
-      else if (warp <= CONSUMERS + LOADERS && lane == 0) inputs.load(warp - CONSUMERS - 1);
+      else if (warp <= CONSUMERS + LOADERS) inputs.load(warp - CONSUMERS - 1);
     } else {
       fewer_registers<24>();
     }
@@ -52,12 +58,12 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
   } else {
     const u32 full = bars, filled = bars + 8 * STAGES, empty = bars + 16 * STAGES, count = bars + 8 * 63;
     const Outputs outputs = {step, base, base + STAGES * STAGE_BYTES, full, filled, empty,
-                             static_cast<int>(blockIdx.x) - input_blocks, static_cast<int>(gridDim.x) - input_blocks, units};
+                             number, static_cast<int>(output_blocks), units};
     const Sending sending = {step, base, filled, empty, count, outputs.block, outputs.blocks, outputs.items()};
-    if (threadIdx.x < STAGES) {
-      mbarrier_init(full + 8 * threadIdx.x, LOADERS * 32 + 1);
-      mbarrier_init(filled + 8 * threadIdx.x, SLICES * 4);
-      mbarrier_init(empty + 8 * threadIdx.x, 4 + 1);
+    if (warp == 0 && elect()) {
+#pragma unroll
+      for (int i = 0; i < STAGES; i++)
+        mbarrier_init(full + 8 * i, LOADERS * 32 + 1), mbarrier_init(filled + 8 * i, SLICES * 4), mbarrier_init(empty + 8 * i, 4 + 1);
     }
     mbarrier_fence();
     __syncthreads();

@@ -41,8 +41,9 @@ struct Inputs {
     }
   }
 
-  // By one lane of each loading warp, which takes every LOADERS-th unit; there are as many stages, or a multiple.
+  // By each loading warp, which takes every LOADERS-th unit; there are as many stages, or a multiple.
   DEVICE void load(int loader) const {
+    const bool one = elect();  // of a warp that goes together: addresses stay in uniform registers
     const int all = count(), stride = LOADERS * parts * step.row_blocks % step.slots;  // slots between two units of this warp
     int filled = 0;                                                                    // units that are known to be in the ring
     int slot = item(part + loader * parts) % step.slots, leaving = slot;               // of unit n, and of the one it takes the stage of
@@ -52,16 +53,17 @@ struct Inputs {
       const int unit = part + n * parts;
       const u32 to = stages + stage * TAKEN_BYTES, bar = full + 8 * (n % PASSAGES);
       mbarrier_wait(empty + 8 * stage, phase ^ 1);
-      if (n >= step.input_stages) {  // it has been used, so it was read: nothing is left for others to see first
-        add_relaxed(step.done + leaving, 1);
-        leaving = next(leaving);
-      }
+      const bool used = n >= step.input_stages;
+      if (one && used) add_relaxed(step.done + leaving, 1);  // it was read, so nothing is left for others to see first
+      if (used) leaving = next(leaving);
       while (filled <= n) filled = told(arrived);
       const unsigned char* from = step.ring + static_cast<i64>(slot) * SLOT_BYTES;
-      mbarrier_expect(bar, TAKEN_BYTES + LIST_BYTES);
-      bulk_load(to, from, WEIGHT_BYTES, bar);
-      bulk_load(to + WEIGHT_BYTES, from + WEIGHT_BYTES + slice % SLICES * SLICE_BYTES, SLICE_BYTES, bar);
-      bulk_load(lists + stage * LIST_BYTES, step.lists + static_cast<i64>(unit) * G / LIST * K, LIST_BYTES, bar);
+      if (one) {
+        mbarrier_expect(bar, TAKEN_BYTES + LIST_BYTES);
+        bulk_load(to, from, WEIGHT_BYTES, bar);
+        bulk_load(to + WEIGHT_BYTES, from + WEIGHT_BYTES + slice % SLICES * SLICE_BYTES, SLICE_BYTES, bar);
+        bulk_load(lists + stage * LIST_BYTES, step.lists + static_cast<i64>(unit) * G / LIST * K, LIST_BYTES, bar);
+      }
       slot = next(slot);
       if ((stage += LOADERS) >= step.input_stages) stage = loader, phase ^= 1;
     }
