@@ -322,7 +322,7 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
                    "the same with a fixed summation order in grad_input", devices=("cuda",),
                    passes=(GRAD_INPUT, BACKWARD), options={"deterministic": True}, tuned=True),
     Implementation("group_shared/cuda", "gskernels.group_shared.cuda", "sparse",
-                   "CUDA C++: gather and tensor-core product, atomic grad_input; step and topk store no logits",
+                   "CUDA C++: gather and tensor-core product, off Hopper atomic grad_input; step and topk store no logits",
                    devices=("cuda",), workspace=_group_shared_cuda_workspace, fused=_group_shared_cuda_fused, tuned=True),
     Implementation("group_shared/cuda_deterministic", "gskernels.group_shared.cuda", "sparse",
                    "the same with a fixed summation order in grad_input", devices=("cuda",),

@@ -15,6 +15,12 @@ DEVICE bool elect() {
   return one;
 }
 
+// The same number, computed here: else the compiler does so where it is used, after a wait.
+DEVICE u32 here(u32 v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // ---- barriers in shared memory: 8 bytes each ----
 
 DEVICE void mbarrier_init(u32 at, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }

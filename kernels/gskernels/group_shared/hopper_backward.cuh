@@ -93,10 +93,11 @@ DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const 
     for (int i = 0; i < ROUNDS * STAGES; i++) {
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
+        const u32 to = here(s.stage(stage)), full = here(s.full(stage)), from = here(label + tile * TILE), row = here(i % STAGES * ROWS);
         mbarrier_wait(s.empty(stage), parity);
         if (one) {
-          mbarrier_expect(s.full(stage), STAGE_BYTES);
-          tma_load(s.stage(stage), map, s.full(stage), label + tile * TILE, i % STAGES * ROWS);
+          mbarrier_expect(full, STAGE_BYTES);
+          tma_load(to, map, full, from, row);
         }
         if (++stage == RING) stage = 0, parity ^= 1;
       }

@@ -33,9 +33,9 @@ PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group and
 # 64 rows, and where the ring of dY is deep. Labels, for 64 inputs of those that a warpgroup multiplies at once: each label,
 # and 64 rows.
-ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1330}
+ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}
 DEEP_ADD_COSTS = {**ADD_COSTS, 32: 400}
-STORE_COST, WEIGH_COSTS = 3.4, {16: 147, 32: 160, 64: 234}
+STORE_COST, WEIGH_COSTS = 3.4, {16: 147, 32: 160, 64: 188}
 
 
 @dataclass(frozen=True)

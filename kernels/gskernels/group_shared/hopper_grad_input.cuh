@@ -79,11 +79,11 @@ template <int AHEAD, class Ready> DEVICE void load_grads(const Layout& s, const 
   for (int i = 0; i < work.tiles; i++) {
     if (AHEAD && i + AHEAD < work.tiles && one) tma_prefetch(map, work.label(i + AHEAD), row);
     ready(i);
+    const u32 to = here(s.grads_at(i)), full = here(s.tile_full(i)), label = here(work.label(i));
     if (i >= RING_Y) mbarrier_wait(s.tile_empty(i - RING_Y), s.passage(i - RING_Y));
     if (one) {
-      const int label = work.label(i);
-      mbarrier_expect(s.tile_full(i), TILE_BYTES);
-      tma_load(s.grads_at(i), map, s.tile_full(i), label, row);
+      mbarrier_expect(full, TILE_BYTES);
+      tma_load(to, map, full, label, row);
     }
   }
 }
@@ -94,15 +94,20 @@ DEVICE void load_weights(const Layout& s, const TensorMap* map, const u16* __res
   const int turns = work.tiles * UNITS / TOGETHER;
 #pragma unroll 1
   for (int i = 0; i < turns; i++) {
+    const u32 to = here(s.weights_at(i)), names = here(s.lists_at(i)), full = here(s.full(i));
+    u32 k[TOGETHER], label[TOGETHER], list[TOGETHER];
+#pragma unroll
+    for (int u = 0; u < TOGETHER; u++) {
+      const int unit = i * TOGETHER + u, first = work.label(unit / UNITS) + unit % UNITS / PARTS * GROUP;
+      k[u] = here(unit % PARTS * 64), label[u] = here(first), list[u] = here(min(first, work.labels - 1) / LIST);
+    }
     if (i >= RING_W) mbarrier_wait(s.empty(i - RING_W), s.passage(i - RING_W));
     if (one) {
-      mbarrier_expect(s.full(i), STAGE_BYTES + LISTS_BYTES);
+      mbarrier_expect(full, STAGE_BYTES + LISTS_BYTES);
 #pragma unroll
       for (int u = 0; u < TOGETHER; u++) {
-        const int unit = i * TOGETHER + u, k = unit % PARTS * 64, label = work.label(unit / UNITS) + unit % UNITS / PARTS * GROUP;
-        const u16* list = lists + min(label, work.labels - 1) / LIST * static_cast<i64>(K) + k;
-        tma_load(s.weights_at(i) + u * UNIT_BYTES, map, s.full(i), k, label);
-        bulk_load(s.lists_at(i) + u * LIST_BYTES, list, LIST_BYTES, s.full(i));
+        tma_load(to + u * UNIT_BYTES, map, full, k[u], label[u]);
+        bulk_load(names + u * LIST_BYTES, lists + list[u] * static_cast<i64>(K) + k[u], LIST_BYTES, full);
       }
     }
   }
