@@ -251,7 +251,8 @@ def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slic
     mine = {name: macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input_sum", mine, dx.get_device())
     addends = (partial, dx, batch, dim, slices, len(partial) // slices)
-    launcher.launch(slices * (dim // 4), 64 * (8 if slices <= 2 else 4), addends, early=early)
+    turns = 8 if slices <= 2 else 4  # few slices leave few blocks
+    launcher.launch(slices * (dim // 4), 64 * turns, addends, early=early)
 
 
 def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> Tensor:

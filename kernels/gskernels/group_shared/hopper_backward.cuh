@@ -5,7 +5,7 @@
 // at a time. dY comes by the copy engine, tiles of [ROWS][64 labels] in a ring of stages that all warpgroups with jobs of that tile
 // read. X^T comes from a copy in L2 by cp.async, a slice of 64 batch rows of an input, 128 bytes, at a time, to a ring of DEEP slices
 // in shared memory: a warp its own 16 inputs, which it alone reads. No sums leave the warpgroup, whose dW leaves by the copy
-// engine, which a warp of its own asks: the fence before that waits for what its threads have on their way, X^T too.
+// engine. A warp of its own asks for that: the fence before it is dear to threads that have X^T on its way.
 //
 // Macros: ELEMENT, K (multiple of 64), G (labels that share a list, at most), LIST (labels of a real group, a multiple of G), SLICES (of 64
 // batch rows), DEEP (slices of X^T), RING (stages, a multiple of TILES).
