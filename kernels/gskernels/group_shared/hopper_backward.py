@@ -103,9 +103,7 @@ def plan_for(problem: Problem, device: torch.device) -> Plan | None:
     return None if gpu is None else plan_of(problem, gpu)
 
 
-def backward(
-    grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: Plan) -> tuple[Tensor, Tensor]:
     """grad_out [B, L], x [B, D] -> dx [B, D], dw [L, K]. Operands are contiguous and begin on 16 bytes."""
     device, dim, batch, slices, macros = x.get_device(), problem.dim, problem.batch, plan.slices, plan.macros
     lists = hopper.lists(layer)
