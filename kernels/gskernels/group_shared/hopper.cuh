@@ -9,6 +9,11 @@ typedef ELEMENT T;
 // Where blocks are of two kinds, these alternate along the grid: neighbouring blocks come to neighbouring multiprocessors, which share a way to L2,
 // and who owns labels needs more of it. Of the first `places` blocks, those that own labels, as `label_blocks` of all `blocks` do.
 DEVICE u32 owners_before(u32 places, u32 label_blocks, u32 blocks) { return places * label_blocks / blocks; }
+// Whether the block at a place owns labels; `before`: how many before it do.
+DEVICE bool owns_labels_at(u32 place, u32 label_blocks, u32 blocks, u32& before) {
+  before = owners_before(place, label_blocks, blocks);
+  return owners_before(place + 1, label_blocks, blocks) != before;
+}
 
 // Of two neighbouring numbers of each of eight rows, those of the first or of the second, in a row.
 DEVICE uint4 eight_of(const u32 (&rows)[8], bool second) {

@@ -36,8 +36,8 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
   const int label_blocks = gridDim.x - row_blocks;
-  const u32 before = owners_before(blockIdx.x, label_blocks, gridDim.x);
-  bool owns_rows = owners_before(blockIdx.x + 1, label_blocks, gridDim.x) == before;
+  u32 before;
+  bool owns_rows = !owns_labels_at(blockIdx.x, label_blocks, gridDim.x, before);
   int block = owns_rows ? blockIdx.x - before : before;  // of its kind
   if (PLACED) {
     __shared__ int place[2];

@@ -26,8 +26,9 @@ hopper_step(const __grid_constant__ TensorMap weights, const T* xt, const u16* l
                      batch, dim, labels, row_blocks, input_stages, slots};
   if (threadIdx.x == 0) barriers[63] = 0;  // a count, of either kind of block
   start_next();  // what adds up waits for the end
-  const u32 output_blocks = gridDim.x - input_blocks, before = owners_before(blockIdx.x, output_blocks, gridDim.x);
-  const bool owns_labels = owners_before(blockIdx.x + 1, output_blocks, gridDim.x) != before;
+  const u32 output_blocks = gridDim.x - input_blocks;
+  u32 before;
+  const bool owns_labels = owns_labels_at(blockIdx.x, output_blocks, gridDim.x, before);
   const int number = owns_labels ? before : blockIdx.x - before;  // of its kind
   if (!owns_labels) {
     const int slices = row_blocks * SLICES;
