@@ -22,6 +22,7 @@ constexpr int JOBS = TILE / UNIT * PARTS;                       // of a tile
 constexpr int TILES = JOBS < 3 ? WARPGROUPS / JOBS : 1;         // of a step
 constexpr int SHARERS = WARPGROUPS / TILES;                     // warpgroups that are at the same tile
 constexpr int ROUNDS = (JOBS + SHARERS - 1) / SHARERS;          // how often a tile comes
+constexpr int CYCLE = SLICES % DEEP ? DEEP : 1;                 // rounds until slices come to the same slots again
 constexpr int STAGE_BYTES = ROWS * TILE * 2, SLOT_BYTES = 16 * 128;  // of the ring of dY; of a warp's ring of X^T
 constexpr int PIECE = UNIT < 32 ? UNIT : 32;                    // labels of dW that leave together
 constexpr int PIECE_BYTES = PIECE * 128;
@@ -53,6 +54,9 @@ struct Work {
   DEVICE Work(int block_, int blocks_, int labels_) : block(block_), blocks(blocks_), labels(labels_) { steps = cdiv(labels, TILE * TILES); }
   DEVICE int step(int i) const { return block + i * blocks; }
   DEVICE static int label(int step, int tile) { return (step * TILES + tile) * TILE; }
+  // A warpgroup's job in a round of a step, and the first label of that job.
+  DEVICE static int job(int round, int wg) { return round * SHARERS + wg % SHARERS; }
+  DEVICE static int label_of(int step, int wg, int job) { return label(step, wg / SHARERS) + job / PARTS * UNIT; }
 };
 
 // How far blocks of a kind may be ahead of the others, so that what one kind reads of dY is in L2 for the other. Only a hint: who has
@@ -118,7 +122,7 @@ DEVICE void store(const Layout& s, const Work& work, const TensorMap* outputs) {
       for (int first = 0; first < UNIT; first += PIECE) {
 #pragma unroll 1
         for (int wg = 0; wg < WARPGROUPS; wg++) {
-          const int job = round * SHARERS + wg % SHARERS, label = work.label(step, wg / SHARERS) + job / PARTS * UNIT + first;
+          const int job = work.job(round, wg), label = work.label_of(step, wg, job) + first;
           mbarrier_wait(s.left(wg, which), parity);
           fence_async();
           if (one) {
@@ -138,41 +142,43 @@ DEVICE void store(const Layout& s, const Work& work, const TensorMap* outputs) {
 DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, const u16* __restrict__ lists) {
   const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   const int tile = wg / SHARERS;
-  auto job_of = [&](int round) { return round % ROUNDS * SHARERS + wg % SHARERS; };
-  // The inputs of the warp's 16 rows of a job, a lane one of them.
-  auto inputs_of = [&](int round) -> u32 {
-    const int job = min(job_of(round), JOBS - 1), label = work.label(work.step(round / ROUNDS), tile) + job / PARTS * UNIT;
-    return lists[static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane % 16];
+  auto job_of = [&](int round) { return min(work.job(round % ROUNDS, wg), JOBS - 1); };  // who has none multiplies as if it had the last
+  // Those of the warp's 16 inputs of a job that a lane fetches a piece of, every fourth, a job ahead.
+  u32 coming[4];
+  int asked = 0;
+  auto ask_inputs = [&] {
+    const int job = job_of(asked), label = work.label_of(work.step(asked / ROUNDS), wg, job);
+    const u16* const list = lists + static_cast<i64>(min(label, work.labels - 1) / LIST) * K + job % PARTS * 64 + warp * 16 + lane / 8;
+#pragma unroll
+    for (int j = 0; j < 4; j++) coming[j] = list[4 * j];
+    asked++;
   };
 
-  // A slot is asked for again as soon as it has been read, so that DEEP slices are always on their way, also of the jobs to come. A lane
-  // fetches 16 bytes of every fourth of the warp's inputs. Piece p of an input's 128 bytes lies at p ^ (its place in the list mod 8).
+  // A slot is asked for again once it has been read, so that up to DEEP slices are on their way, also of the jobs to come. A lane fetches 16
+  // bytes of each of its inputs. Piece p of an input's 128 bytes lies at p ^ (its place in the list mod 8).
   const u32 slots = s.slots(threadIdx.x / 32), to = lane / 8 * 128 + ((lane % 8 ^ lane / 8) << 4), own = lane % 16 * 128 + ((lane / 16 ^ lane % 8) << 4);
-  u32 free = slots, next = slots;  // slots to be filled and read next
   const T* from[4];
-  int asked = 0;  // rounds whose inputs `from` and `coming` know
-  u32 coming = inputs_of(0);
-  auto after = [&](u32 slot) { return slot + SLOT_BYTES == slots + DEEP * SLOT_BYTES ? slots : slot + SLOT_BYTES; };
-  auto ask = [&](int slice) {
+  auto ask = [&](int count) {  // slices are counted from the first of a cycle on
+    const int slice = count % SLICES;
     if (slice == 0) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) from[j] = xt + __shfl_sync(~0u, coming, lane / 8 + 4 * j) * (SLICES * 64) + lane % 8 * 8;
-      coming = inputs_of(++asked);
+      for (int j = 0; j < 4; j++) from[j] = xt + coming[j] * (SLICES * 64) + lane % 8 * 8;
+      ask_inputs();
     }
 #pragma unroll
-    for (int j = 0; j < 4; j++) copy_async(free + (to ^ j % 2 * 64) + j * 512, from[j] + slice * 64);
+    for (int j = 0; j < 4; j++) copy_async(slots + count % DEEP * SLOT_BYTES + (to ^ j % 2 * 64) + j * 512, from[j] + slice * 64);
     copy_commit();
-    free = after(free);
   };
+  ask_inputs();
   wait_for_earlier();  // which wrote xt
 #pragma unroll
-  for (int i = 0; i < DEEP; i++) ask(i % SLICES);
+  for (int i = 0; i < DEEP; i++) ask(i);
 
   int stage = tile, parity = 0, which = 0, free_parity = 1;
   float d[UNIT / 2];
-  // PIECE labels of dW, for `store`.
+  // PIECE labels of dW, for `store`; there must be room.
+  auto room = [&] { mbarrier_wait(s.taken(wg, which), free_parity); };
   auto put = [&](const float* v) {
-    mbarrier_wait(s.taken(wg, which), free_parity);
     const int row = lane / 16 * 8 + lane % 8, half = lane / 8 % 2;  // of 16 labels, of the warp's inputs: where stmatrix has a lane's row
     const u32 at = s.piece(wg, which) + row * 128 + (((2 * warp + half) ^ (row & 7)) << 4);
 #pragma unroll
@@ -182,42 +188,52 @@ DEVICE void weigh(const Layout& s, const Work& work, const T* __restrict__ xt, c
     if (lane == 0) mbarrier_arrive(s.left(wg, which));
     if ((which ^= 1) == 0) free_parity ^= 1;
   };
-  // The operands of a stage. One is read while the last products of the stage before run.
+  // The operands of a stage. The first half is read while the last products of the stage before run; the slot of the second is asked for again
+  // behind the next products, which must not wait for the copies to be queued.
   u32 a[TOGETHER][4][4];
-  auto load = [&](u32 (&a)[4][4], int slice) {
+  auto load = [&](u32 (&a)[4][4], int count) {
     copy_wait<DEEP - 1>();
     __syncwarp();
 #pragma unroll
-    for (int k = 0; k < 4; k++) load_matrices(a[k], next + (own ^ k * 32));
-    next = after(next);
-    ask((slice + DEEP) % SLICES);
+    for (int k = 0; k < 4; k++) load_matrices(a[k], slots + count % DEEP * SLOT_BYTES + (own ^ k * 32));
   };
 #pragma unroll
-  for (int n = 0; n < TOGETHER; n++) load(a[n], n);
-#pragma unroll 1
-  for (int round = 0; work.step(round / ROUNDS) < work.steps; round++) {
-    const u32 offset = min(job_of(round), JOBS - 1) / PARTS * (UNIT * 2);
-#pragma unroll
-    for (int i = 0; i < SLICES; i += TOGETHER) {
-      mbarrier_wait(s.full(stage), parity);
-      const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
-      wgmma_fence();
-#pragma unroll
-      for (int n = 0; n < TOGETHER; n++) {
-#pragma unroll
-        for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[n][k], grads + ((4 * n + k) * (16 * TILE * 2) >> 4), i + n + k > 0);
-        wgmma_commit();
-      }
-      if (TOGETHER > 1) wgmma_wait<1>(), load(a[0], (i + TOGETHER) % SLICES);
-      wgmma_wait<0>();
-      if (lane == 0) mbarrier_arrive(s.empty(stage));
-      if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
-      load(a[TOGETHER - 1], (i + 2 * TOGETHER - 1) % SLICES);
-    }
-#pragma unroll
-    for (int i = 0; i < UNIT / PIECE; i++) put(d + i * (PIECE / 2));
+  for (int n = 0; n < TOGETHER; n++) {
+    load(a[n], n);
+    if (n + 1 < TOGETHER) ask(n + DEEP);
   }
-  copy_wait<0>();
+  for (int round = 0;;) {
+#pragma unroll
+    for (int cycle = 0; cycle < CYCLE; cycle++, round++) {
+      if (work.step(round / ROUNDS) >= work.steps) return copy_wait<0>();
+      const u32 offset = job_of(round) / PARTS * (UNIT * 2);
+#pragma unroll
+      for (int i = 0; i < SLICES; i += TOGETHER) {
+        const int next = cycle * SLICES + i + TOGETHER;  // slice to be read
+        mbarrier_wait(s.full(stage), parity);
+        const u64 grads = wgmma_matrix(s.stage(stage) + offset, 1024, 1024, 1);
+        wgmma_fence();
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) {
+#pragma unroll
+          for (int k = 0; k < 4; k++) Wgmma<T, UNIT, 1>::rs(d, a[n][k], grads + ((4 * n + k) * (16 * TILE * 2) >> 4), i + n + k > 0);
+          wgmma_commit();
+        }
+        ask(next - 1 + DEEP);
+        if (TOGETHER > 1) wgmma_wait<1>(), load(a[0], next), ask(next + DEEP);
+        if (i + TOGETHER == SLICES) room();
+        wgmma_wait<0>();
+        if (lane == 0) mbarrier_arrive(s.empty(stage));
+        if ((stage += TILES) >= RING) stage = tile, parity ^= 1;
+        load(a[TOGETHER - 1], next + TOGETHER - 1);
+      }
+#pragma unroll
+      for (int i = 0; i < UNIT / PIECE; i++) {
+        if (i > 0) room();
+        put(d + i * (PIECE / 2));
+      }
+    }
+  }
 }
 
 }  // namespace grad_weight

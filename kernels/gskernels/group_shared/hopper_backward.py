@@ -30,12 +30,12 @@ MOST_RING = 32  # stages, as many as there are barriers
 MOST_SLICES = 16  # of larger batches nothing is measured
 LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 PIECE = 32  # labels of dW that leave together, at most
-# What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows, for 64 inputs of a group and
-# 64 rows, and where the ring of dY is deep. Labels, for 64 inputs of those that a warpgroup multiplies at once: each label,
-# and 64 rows.
-ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}
-DEEP_ADD_COSTS = {**ADD_COSTS, 32: 400}
-STORE_COST, WEIGH_COSTS = 3.4, {16: 147, 32: 160, 64: 188}
+# What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows: 64 inputs of a group for 64
+# batch rows; groups of 32 take less where the ring of dY is deep and slices are few.
+ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {1: 330, 2: 415}
+# Labels: 64 inputs of those that a warpgroup multiplies at once. Each label, if a stage holds one slice and if it holds two;
+# 64 batch rows of all.
+STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (3.4, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def slices_of_stage(slices: int) -> int:
 def _row_blocks(rows: hopper.Plan, group: int, gpu: Machine) -> int:
     """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
     slices, unit = rows.slices, min(group, TILE)
-    costs = DEEP_ADD_COSTS if rows.macros["RING_Y"] == 4 else ADD_COSTS
-    adding, weighing = slices * costs[group] / group, STORE_COST + slices * WEIGH_COSTS[unit] / unit
+    deep = group == 32 and rows.macros["RING_Y"] == 4
+    adding = slices * (DEEP_ADD_COSTS if deep else {}).get(slices, ADD_COSTS[group]) / group
+    weighing = STORE_COSTS[unit][slices_of_stage(slices) - 1] + slices * WEIGH_COSTS[unit] / unit
     shares = range(slices, gpu.processors, slices)
     return min(shares, key=lambda n: max(adding / n, weighing / (gpu.processors - n)), default=0)
 
