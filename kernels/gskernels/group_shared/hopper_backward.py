@@ -32,10 +32,10 @@ LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows: 64 inputs of a group for 64
 # batch rows; groups of 32 take less where the ring of dY is deep and slices are few.
-ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {1: 330, 2: 415}
+ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {1: 310, 2: 415}
 # Labels: 64 inputs of those that a warpgroup multiplies at once. Each label, if a stage holds one slice and if it holds two;
 # 64 batch rows of all.
-STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (3.4, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
+STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (2.9, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
 
 
 @dataclass(frozen=True)
