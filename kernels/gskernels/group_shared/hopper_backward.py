@@ -36,6 +36,9 @@ ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {1: 310, 2: 
 # Labels: 64 inputs of those that a warpgroup multiplies at once. Each label, if a stage holds one slice and if it holds two;
 # 64 batch rows of all.
 STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (2.9, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
+# Multiprocessors differ in speed: over so many labels those that own rows drift apart, and who lags finds no dY in L2. With
+# one slice, for groups of 32 and more, it helps that rows need not hurry: they count for so much more.
+LONG_RUN, LONG_RUN_COST = 4 << 20, 1.08
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
     if rows is None or rows.slices > MOST_SLICES:
         return None
     group = int(rows.macros["G"])
-    weighers, row_blocks = label_macros(rows.slices, group, problem.fan_in, gpu), _row_blocks(rows, group, gpu)
+    weighers = label_macros(rows.slices, group, problem.fan_in, gpu)
+    row_blocks = _row_blocks(rows, group, problem.labels, gpu)
     if weighers is None or row_blocks == 0:
         return None
     macros, shared, tiles = weighers
@@ -88,11 +92,13 @@ def slices_of_stage(slices: int) -> int:
     return 1 if slices % 2 else 2
 
 
-def _row_blocks(rows: hopper.Plan, group: int, gpu: Machine) -> int:
+def _row_blocks(rows: hopper.Plan, group: int, labels: int, gpu: Machine) -> int:
     """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
     slices, unit = rows.slices, min(group, TILE)
     deep = group == 32 and rows.macros["RING_Y"] == 4
     adding = slices * (DEEP_ADD_COSTS if deep else {}).get(slices, ADD_COSTS[group]) / group
+    if slices == 1 and group >= 32 and labels >= LONG_RUN:
+        adding *= LONG_RUN_COST
     weighing = STORE_COSTS[unit][slices_of_stage(slices) - 1] + slices * WEIGH_COSTS[unit] / unit
     shares = range(slices, gpu.processors, slices)
     return min(shares, key=lambda n: max(adding / n, weighing / (gpu.processors - n)), default=0)
