@@ -31,8 +31,8 @@ MOST_SLICES = 16  # of larger batches nothing is measured
 LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows: 64 inputs of a group for 64
-# batch rows; groups of 32 take less where the ring of dY is deep and slices are few.
-ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {1: 310, 2: 415}
+# batch rows; where the ring of dY is deep some take less, by group and slices.
+ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {(32, 1): 310, (32, 2): 415}
 # Labels: 64 inputs of those that a warpgroup multiplies at once. Each label, if a stage holds one slice and if it holds two;
 # 64 batch rows of all.
 STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (2.9, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
@@ -95,8 +95,10 @@ def slices_of_stage(slices: int) -> int:
 def _row_blocks(rows: hopper.Plan, group: int, labels: int, gpu: Machine) -> int:
     """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
     slices, unit = rows.slices, min(group, TILE)
-    deep = group == 32 and rows.macros["RING_Y"] == 4
-    adding = slices * (DEEP_ADD_COSTS if deep else {}).get(slices, ADD_COSTS[group]) / group
+    add = ADD_COSTS[group]
+    if rows.macros["RING_Y"] == 4:
+        add = DEEP_ADD_COSTS.get((group, slices), add)
+    adding = slices * add / group
     if slices == 1 and group >= 32 and labels >= LONG_RUN:
         adding *= LONG_RUN_COST
     weighing = STORE_COSTS[unit][slices_of_stage(slices) - 1] + slices * WEIGH_COSTS[unit] / unit
