@@ -159,14 +159,14 @@ def _group_shared_workspace(shape: Shape, pass_: str, item: int) -> int:
 def _group_shared_cuda_workspace(shape: Shape, pass_: str, item: int) -> int:
     """As above, with rows of the batch padded to slices, and four accumulators only while these are small.
 
-    Where the Hopper kernels run (`group_shared.hopper`): nothing but the partial sums of grad_input, and for both
-    gradients X^T.
+    Where the Hopper kernels run (`group_shared.hopper`): nothing but the partial sums of grad_input, in 24 bits each,
+    and for both gradients X^T.
     """
     if _on_hopper(shape, item):
         if pass_ == FORWARD:
             return 0
         if pass_ in (GRAD_INPUT, BACKWARD):
-            return _ordered_sums(shape) + (shape.batch * shape.dim * item if pass_ == BACKWARD else 0)
+            return _ordered_sums(shape) * 3 // 4 + (shape.batch * shape.dim * item if pass_ == BACKWARD else 0)
     wide = math.ceil(shape.batch / 32) * 32 * shape.dim
     forward = math.ceil(shape.batch / 64) * 64 * shape.dim * item if shape.batch > 32 else wide * item
     if pass_ == FORWARD:

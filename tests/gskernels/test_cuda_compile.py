@@ -52,7 +52,7 @@ SOURCES: tuple[Source, ...] = (
            HOPPER),
     Source("group_shared/hopper_grad_input.cu", ("hopper_grad_input", "hopper_grad_input_sum"),
            {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 32, 64, 128), "LIST": (128,), "RING_Y": (2,),
-            "RING_W": (2,)}, HOPPER),
+            "RING_W": (2,), "FEW": (0, 1)}, HOPPER),
     *(Source("group_shared/hopper_backward.cu", ("hopper_backward", "hopper_backward_prepare"),
              {"ELEMENT": ("fp16", "bf16"), "K": (64,), "G": (16, 64), "LIST": (128,), "RING_Y": (2,), "RING_W": (2,),
               "SLICES": (slices,), "DEEP": (deep,), "RING": (8,)}, HOPPER)

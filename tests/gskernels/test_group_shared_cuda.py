@@ -218,6 +218,39 @@ def test_both_gradients_of_one_launch_repeat(batch: int, group_size: int) -> Non
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("batch", [64, 256, 1000])
+def test_blocks_that_hold_each_other_for_nothing_do_so_for_a_while_only(batch: int) -> None:
+    shape = Shape(batch, 256, 50_048, 64, 32)
+    layer, (x, dy) = make_layer(CUDA, shape, "bf16", "cuda"), activations(shape, "bf16")
+    problem = problem_of(shape, "bf16")
+    plan = hopper_backward.plan_for(problem, x.device)
+    if plan is None:
+        pytest.skip("for Hopper")
+    right = hopper_backward.backward(dy, x, layer, problem, plan)
+    for lead, lag in ((0, 0), (0, -4096), (-4096, 0), (-4096, -4096)):
+        made = hopper_backward.backward(dy, x, layer, problem, replace(plan, lead=lead, lag=lag))
+        assert all(map(torch.equal, right, made))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [64, 200, 256])
+def test_what_is_not_finite_in_one_part_of_dx_is_not_in_their_sum(batch: int) -> None:
+    shape = Shape(batch, 256, 50_048, 64, 32)
+    layer, (x, dy) = make_layer(CUDA, shape, "bf16", "cuda"), activations(shape, "bf16")
+    layer.weight.fill_(1)
+    dy[3, 5], dy[7, 40_000], dy[8, 70] = torch.inf, torch.nan, -torch.inf
+    rows = layer.sparse.indices.long()
+    for dx in (cuda.backward(dy, x, layer)[0], cuda.grad_input(dy, layer)):
+        for row, label, odd in ((3, 5, torch.isposinf), (7, 40_000, torch.isnan), (8, 70, torch.isneginf)):
+            expected = torch.zeros(256, dtype=torch.bool, device="cuda")
+            expected[rows[label // 32]] = True
+            assert torch.equal(odd(dx[row]), expected)
+            assert torch.equal(~dx[row].isfinite(), expected)
+        dx[[3, 7, 8]] = 0
+        assert bool(dx.isfinite().all())
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_blocks_that_take_many_units_each(group_size: int) -> None:
     """Stages of weights are refilled only once they have been read; where weights come to registers, so are those of dY."""

@@ -99,7 +99,7 @@ def test_the_memory_model_knows_the_sums_of_grad_input(problem: Problem) -> None
         return
     shape = Shape(problem.batch, problem.dim, problem.labels, problem.fan_in, problem.group_size)
     modelled = find("group_shared/cuda").workspace(shape, GRAD_INPUT, 2)
-    assert 4 * problem.dim * 64 * plan.blocks == pytest.approx(modelled, rel=0.04) or problem.labels < 10_000
+    assert hopper.PART_BYTES * problem.dim * 64 * plan.blocks == pytest.approx(modelled, rel=0.04) or problem.labels < 10_000
 
 
 def test_every_candidate_of_the_forward_fits_and_spills_nothing() -> None:
@@ -159,8 +159,8 @@ def test_a_plan_for_both_gradients_fits_and_spills_nothing(problem: Problem) -> 
     ("change", "ring", "deep", "row_blocks"),
     [
         ({}, 6, 3, 92), ({"labels": 131_072}, 6, 3, 92), ({"group_size": 64}, 8, 2, 96), ({"group_size": 128}, 8, 2, 92),
-        ({"group_size": 16}, 7, 3, 92), ({"fan_in": 128}, 6, 3, 92), ({"batch": 64}, 12, 3, 84), ({"batch": 1024}, 6, 3, 96),
-        ({"batch": 64, "labels": 1 << 23}, 12, 3, 86), ({"dim": 384}, 6, 3, 92), ({"batch": 64, "dim": 384}, 12, 3, 73),
+        ({"group_size": 16}, 7, 3, 92), ({"fan_in": 128}, 6, 3, 92), ({"batch": 64}, 12, 3, 83), ({"batch": 1024}, 6, 3, 96),
+        ({"batch": 64, "labels": 1 << 23}, 12, 3, 83), ({"dim": 384}, 6, 3, 92), ({"batch": 64, "dim": 384}, 12, 3, 73),
         ({"dim": 512}, 6, 3, 92), ({"batch": 64, "group_size": 16}, 14, 3, 76), ({"batch": 128, "group_size": 16}, 7, 3, 88),
     ],
 )  # fmt: skip

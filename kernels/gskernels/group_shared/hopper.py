@@ -30,6 +30,7 @@ TILE = 64  # labels that the copy engine moves together: 128 bytes a row
 LEAST_BATCH = 33  # below, most of a slice of 64 rows would be empty
 RESERVED = 1024  # bytes of shared memory for barriers
 BARRIERS = 1024  # bytes for those of grad_input
+PART_BYTES = 3  # of a number in a block's part of dX
 GRAD_INPUT_THREADS = 4 * 128 + 128  # warpgroups that add, and one whose warps ask the copy engine
 # Warpgroups and stages of the forward: the first that fits is the default, the others are candidates of
 # `tune.trials`: what a stage more or a warpgroup less brings is seen by measuring only.
@@ -232,7 +233,7 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
     weights = weight_map(layer, problem, min(int(plan.macros["G"]), TILE))
-    partial = grad_out.new_empty(plan.blocks, problem.dim, 64, dtype=torch.float32)
+    partial = parts(grad_out, plan.blocks, problem.dim)
     args = (weights, label_map(grad_out, 64), layer.weight, lists(layer), partial, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input", plan.macros, grad_out.get_device())
@@ -242,17 +243,23 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     return dx
 
 
+def parts(like: Tensor, blocks: int, dim: int) -> Tensor:
+    """Where `blocks` blocks that own 64 batch rows leave their parts of dX^T."""
+    return like.new_empty(blocks, dim, 64 * PART_BYTES, dtype=torch.uint8)
+
+
 def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slices: int, early: bool = False) -> None:
-    """dx [B, D] = the sums of what the blocks of a slice hold, partial [blocks, D, 64], in a fixed order.
+    """dx [B, D] = the sums of what the blocks of a slice hold, `parts`, in a fixed order.
 
     macros: those of grad_input, and any others. early: as in `Kernel.launch`.
     """
     batch, dim = dx.shape
     mine = {name: macros[name] for name in ("ELEMENT", "K", "G", "LIST", "RING_Y", "RING_W")}
+    mine |= {"FEW": 1} if slices <= 2 else {}
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input_sum", mine, dx.get_device())
     addends = (partial, dx, batch, dim, slices, len(partial) // slices)
-    turns = 8 if slices <= 2 else 4  # few slices leave few blocks
-    launcher.launch(slices * (dim // 4), 64 * turns, addends, early=early)
+    warps = 21 if slices == 1 else 12
+    launcher.launch(slices * (dim // 8), 32 * warps, addends, early=early)
 
 
 def grad_weight(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem) -> Tensor:

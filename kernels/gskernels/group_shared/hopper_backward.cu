@@ -3,8 +3,8 @@
 // The two sums want different things on chip: dX^T 64 batch rows of all inputs, dW the whole batch of few labels. So blocks are of two
 // kinds, one a multiprocessor: `row_blocks` own batch rows (hopper_grad_input.cuh), the others own labels (hopper_backward.cuh). Both walk
 // the labels in the same order, so that what one kind reads of dY the other finds in L2. That they advance alike is a matter of how
-// many there are of each; who is ahead looks again before it goes on. Both are summed in a fixed order: blocks that own rows leave
-// their parts of dX in memory, which hopper_grad_input_sum adds.
+// many there are of each; who is ahead looks again before it goes on, and waits for a block that lags. Both are summed in a fixed
+// order: blocks that own rows leave their parts of dX in memory, which hopper_grad_input_sum adds.
 //
 // Macros: those of the two headers.
 #include "hopper_backward.cuh"
@@ -28,11 +28,12 @@ DEVICE int choose_kind(u32* drawn, int row_blocks, int label_blocks, int& block)
   return 1 - wanted;
 }
 
-// lead: labels that a kind may be ahead of the other. sums: fp32 [row_blocks][dim][64].
+// lead, lag: see Pace. sums: the row blocks' parts of dX, as `write` leaves them.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
                 const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists,
-                float* __restrict__ sums, const T* __restrict__ xt, u32* __restrict__ progress, int dim, int labels, int row_blocks, int lead) {
+                uint4* __restrict__ sums, const T* __restrict__ xt, grad_weight::Progress* __restrict__ progress, int dim, int labels, int row_blocks,
+                int lead, int lag) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
   const int label_blocks = gridDim.x - row_blocks;
@@ -41,7 +42,7 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
   int block = owns_rows ? blockIdx.x - before : before;  // of its kind
   if (PLACED) {
     __shared__ int place[2];
-    if (thread == 0) place[0] = choose_kind(progress + 2, row_blocks, label_blocks, place[1]);
+    if (thread == 0) place[0] = choose_kind(progress->drawn, row_blocks, label_blocks, place[1]);
     __syncthreads();
     owns_rows = place[0] == 0, block = place[1];
   }
@@ -58,7 +59,7 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     more_registers<112>();
     if (owns_rows) {
       grad_input::consume(rows, tiles(), weights, lists, dim, thread);
-      grad_input::write(rows, sums + static_cast<i64>(block) * dim * 64, dim, thread);
+      grad_input::write(rows, sums + static_cast<i64>(block) * dim * grad_input::PART_PIECES, dim, thread);
     } else {
       grad_weight::weigh(places, steps(), xt, lists);
     }
@@ -66,28 +67,31 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      const grad_weight::Pace pace(progress, progress + 1, 1, lead);
+      const grad_weight::Pace<true> pace(progress, lead, lag);
       auto at_a_pace = [&](int tile) {
         if (tile % OFTEN) return;
-        pace.wait(work.label(tile));
-        if (elect()) pace.tell(grad_weight::TILE * min(OFTEN, work.tiles - tile));
+        pace.wait(work.label(tile), grad_weight::TILE * min(OFTEN, work.tiles - tile));
       };
-      if (warp == CONSUMERS / 32) grad_input::load_grads<0>(rows, &grads, work, block % SLICES * 64, at_a_pace);  // labels' loads ask it into L2
-      else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) grad_input::load_weights(rows, &map, lists, work);
+      if (warp == CONSUMERS / 32) {
+        grad_input::load_grads<0>(rows, &grads, work, block % SLICES * 64, at_a_pace);  // labels' loads ask it into L2
+        pace.end();
+      } else if (!grad_input::DIRECT && warp == CONSUMERS / 32 + 1) {
+        grad_input::load_weights(rows, &map, lists, work);
+      }
     } else if (warp == CONSUMERS / 32) {
-      grad_weight::load(places, &stages, steps(), {progress + 1, progress, static_cast<u32>(SLICES), lead});
+      grad_weight::load(places, &stages, steps(), {progress, lead, lag});
     } else if (warp == CONSUMERS / 32 + 1) {
       grad_weight::store(places, steps(), &outputs);
     }
   }
 }
 
-// Before it: progress [4] = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of eight rows.
+// Before it: progress = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of eight rows.
 // Blocks need no shared memory and few registers, so that those of the other kernel start beside them.
 extern "C" __global__ void __launch_bounds__(128)
-hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, u32* __restrict__ progress, int batch, int dim) {
+hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, grad_weight::Progress* __restrict__ progress, int batch, int dim) {
   if (blockIdx.x == 0) {
-    if (threadIdx.x < 4) progress[threadIdx.x] = 0, __threadfence();
+    if (threadIdx.x == 0) *progress = {}, __threadfence();
     __syncthreads();
   }
   start_next();  // row blocks do not wait for more

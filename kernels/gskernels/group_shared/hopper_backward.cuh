@@ -59,40 +59,63 @@ struct Work {
   DEVICE static int label_of(int step, int wg, int job) { return label(step, wg / SHARERS) + job / PARTS * UNIT; }
 };
 
-// How far blocks of a kind may be ahead of the others, so that what one kind reads of dY is in L2 for the other. Only a hint: who has
-// looked too often goes on, so blocks need not run at the same time. Counters begin at 0; a block adds the labels that it has asked for.
-struct Pace {
-  u32 *mine, *others;
-  u32 factor;                      // what the others add for a label
-  int ahead;                       // labels
-  mutable u32 seen = 0;            // of `others`, as of the check before
+// What blocks know of each other; all begins at 0.
+struct Progress {
+  u32 rows, labels;  // labels that all blocks which own rows have asked for, and those which own labels
+  u32 held;          // 1 + the label that a block which lags asks for next; 0: none lags
+  u32 unused;
+  u32 drawn[2];      // blocks that own rows; labels
+};
+
+// How far a block (OF_ROWS: that owns rows) may be ahead, so that what one reads of dY is in L2 for the others: `lead` labels of the other kind. Who
+// owns rows and is `lag` labels behind their mean finds less and less in L2, and so holds all others of its kind until it is not. Only
+// hints: who has looked too often goes on, so blocks need not run at the same time.
+template <bool OF_ROWS> struct Pace {
+  Progress* all;
+  int lead, lag;
+  mutable Progress seen = {};      // as of the check before
+  mutable bool holds = false;
   mutable int patience = 1 << 11;  // looks in a row, 1 ms or so
-  DEVICE Pace(u32* mine_, u32* others_, u32 factor_, int ahead_) : mine(mine_), others(others_), factor(factor_), ahead(ahead_) {}
-  // By all lanes of a warp, before labels from `label` on are asked for.
-  DEVICE void wait(int label) const {
-    const int needed = label - ahead;
+  DEVICE Pace(Progress* all_, int lead_, int lag_) : all(all_), lead(lead_), lag(lag_) {}
+  // By all lanes of a warp, before `count` labels from `label` on are asked for.
+  DEVICE void wait(int label, int count) const {
     int looks = patience;
-    while (needed > 0 && needed * factor > seen && looks > 0) seen = look(), looks--;
+    while (looks > 0 && too_far(label)) look(), looks--;
     if (looks == 0) patience = 0;
-    seen = look();  // arrives while other things are done
+    look();  // arrives while other things are done
+    const bool one = elect();
+    if (one) add_relaxed(OF_ROWS ? &all->rows : &all->labels, count);
+    if (OF_ROWS) hold(label, one);
   }
-  DEVICE u32 look() const {
-    u32 v;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(others) : "memory");
-    return v;
+  DEVICE bool too_far(int label) const {
+    const int needed = label - lead;
+    if (!OF_ROWS) return needed > 0 && needed * SLICES > seen.rows;
+    return (needed > 0 && needed > seen.labels) || (seen.held > 0 && !holds && label >= static_cast<int>(seen.held) + lag);
   }
-  DEVICE void tell(u32 labels) const { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(mine), "r"(labels) : "memory"); }
+  DEVICE void look() const {
+    if (OF_ROWS)
+      asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(seen.rows), "=r"(seen.labels), "=r"(seen.held), "=r"(seen.unused) : "l"(all) : "memory");
+    else
+      seen.rows = load_relaxed(&all->rows);
+  }
+  DEVICE void hold(int label, bool one) const {
+    const bool lags = label < static_cast<int>(seen.rows / SLICES) - lag;
+    if (one && (lags || holds)) store_relaxed(&all->held, lags ? label + 1 : 0);
+    holds = lags;
+  }
+  // Once all is asked for.
+  DEVICE void end() const { hold(1 << 30, elect()); }
 };
 
 // By one warp: dY, boxes of ROWS x 64.
-DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace& pace) {
+DEVICE void load(const Layout& s, const TensorMap* map, const Work& work, const Pace<false>& pace) {
   const bool one = elect();
   int stage = 0, parity = 1;
 #pragma unroll 1
   for (int step = work.block; step < work.steps; step += work.blocks) {
     const int label = work.label(step, 0);
-    pace.wait(label);
-    if (one) pace.tell(TILE * TILES);
+    pace.wait(label, TILE * TILES);
 #pragma unroll 1
     for (int i = 0; i < ROUNDS * STAGES; i++) {
 #pragma unroll

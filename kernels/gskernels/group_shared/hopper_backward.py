@@ -29,16 +29,16 @@ DEEPS = (3, 2, 1)  # such slices: the most that leave two stages for each tile
 MOST_RING = 32  # stages, as many as there are barriers
 MOST_SLICES = 16  # of larger batches nothing is measured
 LEAD = 4 << 20  # bytes of dY that blocks of a kind may be ahead of the others
+# That one with rows may be behind the mean of them before it holds the others, for one slice and for more. A block counts
+# four tiles as soon as it asks for the first, which is 3 MB for all of them.
+LAGS = 4 << 20, 6 << 20
 PIECE = 32  # labels of dW that leave together, at most
 # What takes a block how long, in cycles, fitted to the fastest of several shares (H200). Rows: 64 inputs of a group for 64
 # batch rows; where the ring of dY is deep some take less, by group and slices.
-ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {(32, 1): 310, (32, 2): 415}
+ADD_COSTS, DEEP_ADD_COSTS = {16: 370, 32: 440, 64: 660, 128: 1200}, {(32, 1): 317, (32, 2): 415}
 # Labels: 64 inputs of those that a warpgroup multiplies at once. Each label, if a stage holds one slice and if it holds two;
 # 64 batch rows of all.
-STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (2.9, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
-# Multiprocessors differ in speed: over so many labels those that own rows drift apart, and who lags finds no dY in L2. With
-# one slice, for groups of 32 and more, it helps that rows need not hurry: they count for so much more.
-LONG_RUN, LONG_RUN_COST = 4 << 20, 1.08
+STORE_COSTS, WEIGH_COSTS = {16: (9.3, 7.5), 32: (3.05, 3.4), 64: (3.4, 3.4)}, {16: 125, 32: 160, 64: 188}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Plan:
     """macros: of the kernel. shared_bytes: of a block. slices: of 64 batch rows.
 
     row_blocks: that own a slice, a multiple of `slices`. label_blocks: that own labels.
-    lead: labels that blocks of a kind may be ahead of the others.
+    lead, lag: labels that blocks of a kind may be ahead of the others, and one with rows behind the mean of them.
     """
 
     macros: Mapping[str, int | str]
@@ -55,6 +55,7 @@ class Plan:
     row_blocks: int
     label_blocks: int
     lead: int
+    lag: int
 
 
 @functools.lru_cache(maxsize=1024)
@@ -64,14 +65,16 @@ def plan_of(problem: Problem, gpu: Machine) -> Plan | None:
         return None
     group = int(rows.macros["G"])
     weighers = label_macros(rows.slices, group, problem.fan_in, gpu)
-    row_blocks = _row_blocks(rows, group, problem.labels, gpu)
+    row_blocks = _row_blocks(rows, group, gpu)
     if weighers is None or row_blocks == 0:
         return None
     macros, shared, tiles = weighers
+    row = rows.slices * ROWS * 2  # bytes of dY, a label
     return Plan(
         {**rows.macros, **macros}, max(rows.shared_bytes, shared), rows.slices,
         min(row_blocks, cdiv(problem.labels, max(TILE, group)) * rows.slices),
-        min(gpu.processors - row_blocks, cdiv(problem.labels, TILE * tiles)), LEAD // (rows.slices * 128),
+        min(gpu.processors - row_blocks, cdiv(problem.labels, TILE * tiles)), LEAD // row,
+        LAGS[rows.slices > 1] // row,
     )  # fmt: skip
 
 
@@ -92,15 +95,13 @@ def slices_of_stage(slices: int) -> int:
     return 1 if slices % 2 else 2
 
 
-def _row_blocks(rows: hopper.Plan, group: int, labels: int, gpu: Machine) -> int:
+def _row_blocks(rows: hopper.Plan, group: int, gpu: Machine) -> int:
     """Such that they end together with the others, which own labels; 0 where there are too few multiprocessors."""
     slices, unit = rows.slices, min(group, TILE)
     add = ADD_COSTS[group]
     if rows.macros["RING_Y"] == 4:
         add = DEEP_ADD_COSTS.get((group, slices), add)
     adding = slices * add / group
-    if slices == 1 and group >= 32 and labels >= LONG_RUN:
-        adding *= LONG_RUN_COST
     weighing = STORE_COSTS[unit][slices_of_stage(slices) - 1] + slices * WEIGH_COSTS[unit] / unit
     shares = range(slices, gpu.processors, slices)
     return min(shares, key=lambda n: max(adding / n, weighing / (gpu.processors - n)), default=0)
@@ -117,8 +118,8 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     device, dim, batch, slices, macros = x.get_device(), problem.dim, problem.batch, plan.slices, plan.macros
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, slices * ROWS)
-    progress = x.new_empty(4, dtype=torch.int32)  # how far both kinds of blocks are, and how many there are of each
-    sums = x.new_empty(plan.row_blocks, dim, ROWS, dtype=torch.float32)
+    progress = x.new_empty(6, dtype=torch.int32)  # what its blocks know of each other
+    sums = hopper.parts(x, plan.row_blocks, dim)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), TILE)), hopper.label_map(grad_out, ROWS)
     stages = hopper.label_map(grad_out, ROWS * slices_of_stage(slices))
@@ -128,7 +129,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     threads = dim // 2 * (slices * ROWS // 8)
     kernel(SOURCE, "hopper_backward_prepare", macros, device).launch(cdiv(threads, 128), 128, prepared, beside=True)
     args = (weights, grads, stages, outputs, layer.weight, lists, sums, xt, progress, dim, problem.labels, plan.row_blocks,
-            plan.lead)  # fmt: skip
+            plan.lead, plan.lag)  # fmt: skip
     kernel(SOURCE, "hopper_backward", macros, device).launch(
         plan.row_blocks + plan.label_blocks, GRAD_INPUT_THREADS, args, plan.shared_bytes, early=True
     )

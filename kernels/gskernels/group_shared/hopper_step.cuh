@@ -36,19 +36,6 @@ struct Step {
   int batch, dim, labels, row_blocks, input_stages, slots;
 };
 
-DEVICE u32 load_acquire(const u32* at) {
-  u32 v;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
-  return v;
-}
-DEVICE u32 load_relaxed(const u32* at) {
-  u32 v;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
-  return v;
-}
-DEVICE void store_relaxed(u32* at, u32 v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
-DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-DEVICE void add_relaxed(u32* at, u32 v) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory"); }
 // Between flags, which are ordinary memory, and what the copy engine reads next.
 DEVICE void fence_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
