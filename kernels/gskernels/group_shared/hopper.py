@@ -258,7 +258,7 @@ def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slic
     mine |= {"FEW": 1} if slices <= 2 else {}
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input_sum", mine, dx.get_device())
     addends = (partial, dx, batch, dim, slices, len(partial) // slices)
-    warps = 21 if slices == 1 else 12
+    warps = 21 if slices == 1 else 12  # its TURNS; of two slices fewer, so that all blocks run at once
     launcher.launch(slices * (dim // 8), 32 * warps, addends, early=early)
 
 

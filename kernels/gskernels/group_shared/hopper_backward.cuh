@@ -73,7 +73,7 @@ struct Progress {
 template <bool OF_ROWS> struct Pace {
   Progress* all;
   int lead, lag;
-  mutable Progress seen = {};      // as of the check before
+  mutable Progress seen = {};      // at the last look
   mutable bool holds = false;
   mutable int patience = 1 << 11;  // looks in a row, 1 ms or so
   DEVICE Pace(Progress* all_, int lead_, int lag_) : all(all_), lead(lead_), lag(lag_) {}
@@ -82,7 +82,7 @@ template <bool OF_ROWS> struct Pace {
     int looks = patience;
     while (looks > 0 && too_far(label)) look(), looks--;
     if (looks == 0) patience = 0;
-    look();  // arrives while other things are done
+    look();  // for the next time, and for `hold`
     const bool one = elect();
     if (one) add_relaxed(OF_ROWS ? &all->rows : &all->labels, count);
     if (OF_ROWS) hold(label, one);
@@ -99,6 +99,7 @@ template <bool OF_ROWS> struct Pace {
     else
       seen.rows = load_relaxed(&all->rows);
   }
+  // By all lanes, one of which tells.
   DEVICE void hold(int label, bool one) const {
     const bool lags = label < static_cast<int>(seen.rows / SLICES) - lag;
     if (one && (lags || holds)) store_relaxed(&all->held, lags ? label + 1 : 0);

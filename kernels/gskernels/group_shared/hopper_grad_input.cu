@@ -1,7 +1,7 @@
 // dX = dY W over groups, for Hopper, in a fixed order: hopper_grad_input.cuh by persistent blocks, one a multiprocessor, that
 // own 64 batch rows each and every parts-th tile; then the sum of what the blocks of the same rows hold.
 //
-// Macros: those of hopper_grad_input.cuh.
+// Macros: those of hopper_grad_input.cuh; of the sum, FEW.
 #include "hopper_grad_input.cuh"
 
 constexpr int THREADS = grad_input::ADDERS + 128;
