@@ -28,11 +28,11 @@ DEVICE int choose_kind(u32* drawn, int row_blocks, int label_blocks, int& block)
   return 1 - wanted;
 }
 
-// lead, lag: see Pace. sums: the row blocks' parts of dX, as `write` leaves them.
+// lead, lag: see hopper_pace.cuh. sums: the row blocks' parts of dX, as `write` leaves them.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ TensorMap grads, const __grid_constant__ TensorMap stages,
                 const __grid_constant__ TensorMap outputs, const T* __restrict__ weights, const u16* __restrict__ lists,
-                uint4* __restrict__ sums, const T* __restrict__ xt, grad_weight::Progress* __restrict__ progress, int dim, int labels, int row_blocks,
+                uint4* __restrict__ sums, const T* __restrict__ xt, Progress* __restrict__ progress, int dim, int labels, int row_blocks,
                 int lead, int lag) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0);
@@ -67,7 +67,7 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
     fewer_registers<32>();
     if (owns_rows) {
       const grad_input::Work work = tiles();
-      const grad_weight::Pace<true> pace(progress, lead, lag);
+      const Pace<true> pace(progress, lead, lag);
       auto at_a_pace = [&](int tile) {
         if (tile % OFTEN) return;
         pace.wait(work.label(tile), grad_weight::TILE * min(OFTEN, work.tiles - tile));
@@ -89,7 +89,7 @@ hopper_backward(const __grid_constant__ TensorMap map, const __grid_constant__ T
 // Before it: progress = 0; xt [dim][SLICES * 64] = x [batch, dim] transposed, zero beyond the batch: a thread two inputs of eight rows.
 // Blocks need no shared memory and few registers, so that those of the other kernel start beside them.
 extern "C" __global__ void __launch_bounds__(128)
-hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, grad_weight::Progress* __restrict__ progress, int batch, int dim) {
+hopper_backward_prepare(const T* __restrict__ x, T* __restrict__ xt, Progress* __restrict__ progress, int batch, int dim) {
   if (blockIdx.x == 0) {
     if (threadIdx.x == 0) *progress = {}, __threadfence();
     __syncthreads();
