@@ -211,7 +211,7 @@ def test_both_gradients_of_one_launch_repeat(batch: int, group_size: int) -> Non
     shape = Shape(batch, 768, 50_008, 64, group_size)
     layer, (x, dy) = make_layer(CUDA, shape, "bf16", "cuda"), activations(shape, "bf16")
     if hopper_backward.plan_for(Problem.of(batch, layer), x.device) is None:
-        pytest.skip("needs Hopper")
+        pytest.skip("needs a Hopper GPU")
     first = cuda.backward(dy, x, layer)
     for _ in range(5):
         assert all(map(torch.equal, first, cuda.backward(dy, x, layer)))
@@ -225,7 +225,7 @@ def test_blocks_that_hold_each_other_for_nothing_do_so_for_a_while_only(batch: i
     problem = problem_of(shape, "bf16")
     plan = hopper_backward.plan_for(problem, x.device)
     if plan is None:
-        pytest.skip("for Hopper")
+        pytest.skip("needs a Hopper GPU")
     right = hopper_backward.backward(dy, x, layer, problem, plan)
     for lead, lag in ((0, 0), (0, -4096), (-4096, 0), (-4096, -4096)):
         made = hopper_backward.backward(dy, x, layer, problem, replace(plan, lead=lead, lag=lag))
@@ -234,7 +234,7 @@ def test_blocks_that_hold_each_other_for_nothing_do_so_for_a_while_only(batch: i
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [64, 200, 256])
-def test_what_is_not_finite_in_one_part_of_dx_is_not_in_their_sum(batch: int) -> None:
+def test_inf_and_nan_of_one_part_of_dx_reach_its_sum(batch: int) -> None:
     shape = Shape(batch, 256, 50_048, 64, 32)
     layer, (x, dy) = make_layer(CUDA, shape, "bf16", "cuda"), activations(shape, "bf16")
     layer.weight.fill_(1)
@@ -258,7 +258,7 @@ def test_blocks_that_take_many_units_each(group_size: int) -> None:
     layer = make_layer(CUDA, shape, "bf16", "cuda")
     plan = hopper_backward.plan_for(problem_of(shape, "bf16"), torch.device("cuda"))
     if plan is None:
-        pytest.skip("for Hopper")
+        pytest.skip("needs a Hopper GPU")
     few = replace(plan, row_blocks=2 * plan.slices, label_blocks=2)
     for _ in range(20):
         x, dy = torch.randn(256, 768, device="cuda").bfloat16(), torch.randn(256, 4104, device="cuda").bfloat16()

@@ -233,7 +233,7 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     plan = grad_input_plan(problem, _gpu(grad_out))
     assert plan is not None
     weights = weight_map(layer, problem, min(int(plan.macros["G"]), TILE))
-    partial = parts(grad_out, plan.blocks, problem.dim)
+    partial = empty_parts(grad_out, plan.blocks, problem.dim)
     args = (weights, label_map(grad_out, 64), layer.weight, lists(layer), partial, problem.dim, problem.labels,
             plan.slices)  # fmt: skip
     launcher = kernel(GRAD_INPUT_SOURCE, "hopper_grad_input", plan.macros, grad_out.get_device())
@@ -243,13 +243,13 @@ def grad_input(grad_out: Tensor, layer: Layer, problem: Problem) -> Tensor:
     return dx
 
 
-def parts(like: Tensor, blocks: int, dim: int) -> Tensor:
-    """Where `blocks` blocks that own 64 batch rows leave their parts of dX^T."""
+def empty_parts(like: Tensor, blocks: int, dim: int) -> Tensor:
+    """Room for the parts of dX^T that so many blocks leave, which own 64 batch rows each."""
     return like.new_empty(blocks, dim, 64 * PART_BYTES, dtype=torch.uint8)
 
 
 def add_parts(partial: Tensor, dx: Tensor, macros: Mapping[str, int | str], slices: int, early: bool = False) -> None:
-    """dx [B, D] = the sums of what the blocks of a slice hold, `parts`, in a fixed order.
+    """dx [B, D] = the sums of what the blocks of a slice hold, `empty_parts`, in a fixed order.
 
     macros: those of grad_input, and any others. early: as in `Kernel.launch`.
     """

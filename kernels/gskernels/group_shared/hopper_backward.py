@@ -119,7 +119,7 @@ def backward(grad_out: Tensor, x: Tensor, layer: Layer, problem: Problem, plan: 
     lists = hopper.lists(layer)
     xt = x.new_empty(dim, slices * ROWS)
     progress = x.new_empty(6, dtype=torch.int32)  # what its blocks know of each other
-    sums = hopper.parts(x, plan.row_blocks, dim)
+    sums = hopper.empty_parts(x, plan.row_blocks, dim)
     dx, dw = torch.empty_like(x), torch.empty_like(layer.weight)
     weights, grads = hopper.weight_map(layer, problem, min(int(macros["G"]), TILE)), hopper.label_map(grad_out, ROWS)
     stages = hopper.label_map(grad_out, ROWS * slices_of_stage(slices))

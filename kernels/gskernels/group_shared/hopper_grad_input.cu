@@ -52,7 +52,7 @@ hopper_grad_input_sum(const uint4* __restrict__ partial, T* __restrict__ dx, int
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
 #pragma unroll
-      for (int k = 0; k < 3; k++) v[i].words[k] = p + turns * i < parts ? __ldcg(mine + (p + turns * i) * part + k * 32) : uint4{0, 0, 0, 0};
+      for (int k = 0; k < 3; k++) v[i].piece(k) = p + turns * i < parts ? __ldcg(mine + (p + turns * i) * part + k * 32) : uint4{0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) add_packed(sum, v[i]);
   }

@@ -238,27 +238,28 @@ DEVICE void consume(const Layout& s, const Work& work, const T* __restrict__ wei
 // Parts of dX leave in 24 bits a number, sign and exponent as in fp32 and 15 bits of the mantissa, for sums that are rounded to 16 bits in the end.
 // A lane has four pieces of four numbers, which are twelve words.
 struct Packed {
-  uint4 words[3];
+  alignas(16) u32 words[12];
+  DEVICE uint4& piece(int i) { return reinterpret_cast<uint4*>(words)[i]; }
 };
 DEVICE Packed pack_sums(const float4 (&v)[4]) {
   constexpr float HALF = 1 + 1.f / (3 << 15);  // the other 8 bits are cut off: without it sums would be 2/3 of 2^-16 too small; NaN and inf stay
-  u32 w[12];
+  Packed to;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const u32 a = __float_as_uint(v[i].x * HALF), b = __float_as_uint(v[i].y * HALF);
     const u32 c = __float_as_uint(v[i].z * HALF), d = __float_as_uint(v[i].w * HALF);
-    w[3 * i] = __byte_perm(a, b, 0x5321), w[3 * i + 1] = __byte_perm(b, c, 0x6532), w[3 * i + 2] = __byte_perm(c, d, 0x7653);
+    u32* const w = to.words + 3 * i;
+    w[0] = __byte_perm(a, b, 0x5321), w[1] = __byte_perm(b, c, 0x6532), w[2] = __byte_perm(c, d, 0x7653);
   }
-  return {{{w[0], w[1], w[2], w[3]}, {w[4], w[5], w[6], w[7]}, {w[8], w[9], w[10], w[11]}}};
+  return to;
 }
 DEVICE void add_packed(float4 (&sum)[4], const Packed& from) {
-  const u32 w[12] = {from.words[0].x, from.words[0].y, from.words[0].z, from.words[0].w, from.words[1].x, from.words[1].y,
-                     from.words[1].z, from.words[1].w, from.words[2].x, from.words[2].y, from.words[2].z, from.words[2].w};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    sum[i].x += __uint_as_float(w[3 * i] << 8), sum[i].w += __uint_as_float(w[3 * i + 2] & ~0xffu);
-    sum[i].y += __uint_as_float(__byte_perm(w[3 * i], w[3 * i + 1], 0x5430) & ~0xffu);
-    sum[i].z += __uint_as_float(__byte_perm(w[3 * i + 1], w[3 * i + 2], 0x4320) & ~0xffu);
+    const u32* const w = from.words + 3 * i;
+    sum[i].x += __uint_as_float(w[0] << 8), sum[i].w += __uint_as_float(w[2] & ~0xffu);
+    sum[i].y += __uint_as_float(__byte_perm(w[0], w[1], 0x5430) & ~0xffu);
+    sum[i].z += __uint_as_float(__byte_perm(w[1], w[2], 0x4320) & ~0xffu);
   }
 }
 
@@ -271,9 +272,9 @@ DEVICE void write(const Layout& s, uint4* __restrict__ to, int dim, int thread) 
     float4 v[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) v[k] = load_sums(s.sums() + i * 2048 + k * 512 + lane * 16);
-    const Packed packed = pack_sums(v);
+    Packed packed = pack_sums(v);
 #pragma unroll
-    for (int k = 0; k < 3; k++) __stcg(to + i * 96 + k * 32 + lane, packed.words[k]);
+    for (int k = 0; k < 3; k++) __stcg(to + i * 96 + k * 32 + lane, packed.piece(k));
   }
 }
 
